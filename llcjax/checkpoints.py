@@ -1,0 +1,248 @@
+"""Banks of checkpoints: snapshots of one training run, stacked on a leading `checkpoint` axis."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import Int
+
+from llcjax import trees
+from llcjax.types import Params
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointBank:
+    """Snapshots of one model, on the host.
+
+    `bank[3:10]`, `bank[[0, 5]]` and `bank.at_steps([0, 1000])` are banks again; `bank.checkpoint(3)` is one pytree.
+    """
+
+    params: Params
+    """Float32 arrays with a leading checkpoint axis."""
+    steps: Int[np.ndarray, " checkpoint"]
+    """Training step (optimiser updates) of each checkpoint, strictly increasing."""
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Whatever made the checkpoints."""
+    metrics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Curves known from training, each with a leading checkpoint axis."""
+
+    def __post_init__(self) -> None:
+        """Checks the axes.
+
+        Raises:
+            ValueError: no checkpoints, steps that are not strictly increasing, or unequal lengths.
+        """
+        steps = np.asarray(self.steps, np.int64)
+        object.__setattr__(self, "steps", steps)
+        if steps.ndim != 1 or steps.size == 0:
+            raise ValueError("the bank has no checkpoints; give at least one step and its parameters.")
+        if np.any(np.diff(steps) <= 0):
+            where = int(np.argmax(np.diff(steps) <= 0))
+            raise ValueError(
+                f"the bank's steps must increase, but {steps[where]} is followed by {steps[where + 1]}; "
+                "sort them and leave out duplicates."
+            )
+        size = trees.leading_size(self.params, "the bank")
+        if size != steps.size:
+            raise ValueError(f"the bank has {size} checkpoints but {steps.size} steps; give one step each.")
+
+    def __len__(self) -> int:
+        return int(self.steps.size)
+
+    def __getitem__(self, index: Any) -> CheckpointBank:
+        index = np.atleast_1d(np.arange(len(self))[index])
+        return CheckpointBank(
+            params=trees.take(self.params, index),
+            steps=self.steps[index],
+            config=self.config,
+            metrics={name: values[index] for name, values in self.metrics.items()},
+        )
+
+    def checkpoint(self, index: int) -> Params:
+        """The parameters of one checkpoint."""
+        return trees.take(self.params, index)
+
+    def at_steps(self, steps: Any) -> CheckpointBank:
+        """The bank of the given training steps.
+
+        Raises:
+            ValueError: a step that the bank does not hold.
+        """
+        missing = np.setdiff1d(steps, self.steps)
+        if missing.size:
+            raise ValueError(f"the bank has no step {missing[0]}; its nearest is {self.nearest(missing[0])}.")
+        return self[np.searchsorted(self.steps, np.unique(steps))]
+
+    def nearest(self, step: int) -> int:
+        """The held step that is nearest to a given one."""
+        return int(self.steps[np.argmin(np.abs(self.steps - step))])
+
+    def fingerprint(self) -> str:
+        """A hash of steps and parameters."""
+        digest = hashlib.sha256(self.steps.tobytes())
+        for leaf in jax.tree.leaves(self.params):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def bank_of(params: Params, step: int = 0) -> CheckpointBank:
+    """A bank of one checkpoint."""
+    return CheckpointBank(params=trees.stack([params]), steps=np.array([step]))
+
+
+def save_bank(bank: CheckpointBank, path: Path | str) -> None:
+    """Saves a bank: one orbax checkpoint `params`, and `bank.json` with steps, config and metrics."""
+    path = Path(path).absolute()
+    save_tree(bank.params, path / "params")
+    facts = {
+        "steps": bank.steps.tolist(),
+        "config": bank.config,
+        "metrics": {name: np.asarray(values).tolist() for name, values in bank.metrics.items()},
+    }
+    # Written last: a folder without it is not a bank.
+    (path / "bank.json").write_text(json.dumps(facts))
+
+
+def is_bank(path: Path | str) -> bool:
+    """Whether a folder holds a finished bank."""
+    return (Path(path) / "bank.json").is_file()
+
+
+def load_bank(path: Path | str) -> CheckpointBank:
+    """Loads a saved bank.
+
+    Raises:
+        ValueError: the folder holds no bank, or a broken one.
+    """
+    path = Path(path).absolute()
+    try:
+        facts = json.loads((path / "bank.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no bank of checkpoints ({error}); make one with `llcjax train`.") from error
+    metrics = {name: np.asarray(values) for name, values in facts["metrics"].items()}
+    return CheckpointBank(
+        params=restore_tree(path / "params"), steps=np.asarray(facts["steps"]), config=facts["config"], metrics=metrics
+    )
+
+
+def save_tree(tree: Any, path: Path) -> None:
+    """Saves one pytree of arrays as an orbax checkpoint, replacing what is there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(path).absolute(), tree, force=True)
+
+
+def restore_tree(path: Path) -> Any:
+    """Restores one orbax checkpoint as numpy arrays, whatever devices wrote it.
+
+    Raises:
+        ValueError: the folder holds no readable orbax checkpoint.
+    """
+    path = Path(path).absolute()
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            shapes = checkpointer.metadata(path).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            return checkpointer.restore(path, restore_args=as_numpy)
+    except Exception as error:  # orbax raises a different type for each way in which a folder can be broken
+        raise ValueError(f"{path} is no readable orbax checkpoint ({type(error).__name__}: {error}).") from error
+
+
+def import_bank(folder: Path | str) -> CheckpointBank:
+    """Imports a series of checkpoints: per-step orbax folders, or `.npz` or `.safetensors` files.
+
+    The last number in the name of each folder or file is its training step. Parameters keep the names of the
+    file; a `/` in a name nests. A bank that llcjax saved is loaded as it is.
+
+    Raises:
+        ValueError: no checkpoint found, two of one step, or parameters of unequal names or shapes.
+    """
+    folder = Path(folder)
+    if is_bank(folder):
+        return load_bank(folder)
+    found = sorted((step, path, read) for path, read in _readers(folder) if (step := _step_in(path)) is not None)
+    if not found:
+        raise ValueError(
+            f"{folder} has no checkpoints; it needs folders written by orbax, or .npz or .safetensors files, "
+            "with the training step in each name."
+        )
+    trees_read = [read(path) for _, path, read in found]
+    _check_alike(trees_read, [path for _, path, _ in found])
+    return CheckpointBank(params=trees.stack(trees_read), steps=np.array([step for step, _, _ in found]))
+
+
+def _step_in(path: Path) -> int | None:
+    numbers = re.findall(r"\d+", path.stem if path.is_file() else path.name)
+    return int(numbers[-1]) if numbers else None
+
+
+def _readers(folder: Path) -> Iterator[tuple[Path, Callable[[Path], Params]]]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix == ".npz":
+            yield path, _read_npz
+        elif path.suffix == ".safetensors":
+            yield path, _read_safetensors
+        elif path.is_dir() and _orbax_item(path) is not None:
+            yield path, lambda found: restore_tree(_orbax_item(found) or found)
+
+
+def _orbax_item(path: Path) -> Path | None:
+    """The folder with the arrays: the step itself, or the single item below it (CheckpointManager's layout)."""
+    candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
+    return next((found for found in candidates if (found / "_METADATA").exists()), None)
+
+
+def _read_npz(path: Path) -> Params:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return _nested({name: arrays[name] for name in arrays.files})
+    except Exception as error:  # numpy and zipfile raise many types on broken files
+        raise ValueError(f"{path} is no readable .npz file ({error}).") from error
+
+
+def _read_safetensors(path: Path) -> Params:
+    try:
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise ValueError("reading .safetensors needs the extra: pip install 'llcjax[pretrained]'.") from error
+    try:
+        return _nested(load_file(path))
+    except Exception as error:  # safetensors has its own error type, not exported by older releases
+        raise ValueError(f"{path} is no readable .safetensors file ({error}).") from error
+
+
+def _nested(flat: dict[str, np.ndarray]) -> Params:
+    tree: dict[str, Any] = {}
+    for name, array in flat.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree
+
+
+def _check_alike(params: list[Params], paths: list[Path]) -> None:
+    def shapes(tree: Params) -> list[tuple[str, tuple[int, ...]]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return [(jax.tree_util.keystr(path), np.shape(leaf)) for path, leaf in leaves]
+
+    for tree, path in zip(params[1:], paths[1:], strict=True):
+        different = set(shapes(tree)) ^ set(shapes(params[0]))
+        if different:
+            name, shape = sorted(different)[0]
+            raise ValueError(f"{path} differs from {paths[0]} at {name} {shape}; a bank holds checkpoints of one model.")
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder of checkpoints if it is there."""
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""The configuration of a sweep, and how any configuration becomes JSON and a fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from typing import Any, Literal
+
+from llcjax.keys import Common
+from llcjax.samplers import SAMPLERS
+
+Baseline = Literal["paired", "dataset"]
+Precision = Literal["highest", "tf32", "bf16"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One hyperparameter setting of a sweep."""
+
+    n_beta: float
+    localization: float
+    step_size: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Settings of a sweep. Several values of n_beta, localization or step_size make a grid."""
+
+    sampler: str = "sgld"
+    """Name of the sampler."""
+    n_beta: tuple[float, ...] = (66.67,)
+    """Number of examples times the inverse temperature (no unit); n / ln(n) is Watanabe's choice."""
+    localization: tuple[float, ...] = (1000.0,)
+    """gamma, the precision of the Gaussian around the checkpoint (inverse squared parameters)."""
+    step_size: tuple[float, ...] = (1e-5,)
+    """epsilon, the SGLD step size (squared parameters)."""
+    num_chains: int = 4
+    """Independent chains a checkpoint and setting; at least 2 for a standard error between chains."""
+    num_draws: int = 200
+    """Draws a chain after the burn-in."""
+    num_burnin_steps: int = 0
+    """Sampler steps that the estimate leaves out; they are stored, so this can be chosen again."""
+    num_steps_between_draws: int = 1
+    """Sampler steps from one recorded draw to the next."""
+    batch_size: int | None = 256
+    """Examples a minibatch, drawn with replacement; none = the full batch."""
+    baseline: Baseline = "paired"
+    """L(w*): `paired` on the batch of each draw (less noise), `dataset` once on all examples (the literature)."""
+    num_baseline_batches: int | None = None
+    """Batches for baseline=dataset where the data come from a function."""
+    eval_every: int = 0
+    """Adds the loss over all examples every so many draws; 0 = never."""
+    init: Literal["anchor", "prior"] = "anchor"
+    """Where chains start: at the checkpoint, or at a draw from the localisation prior."""
+    common: Common = "all"
+    """What checkpoints share: `all` = batches and noise, `batches`, or `none`."""
+    per_position: bool = False
+    """Stores the loss of each position (token) too, where the loss has positions."""
+    precision: Precision = "highest"
+    """Matrix products of loss and gradient: float32 (`highest`), `tf32` or `bf16` (accelerators only)."""
+    seed: int = 0
+    """Seed of batches and noise."""
+    draws_per_chunk: int = 100
+    """Draws between two visits of the host (progress, writes); has no effect on the numbers."""
+    runs_per_launch: int | None = None
+    """Chains that run at once; none = as many as fit and help. Has no effect on the numbers."""
+
+    def __post_init__(self) -> None:
+        """Turns single numbers into tuples and checks every value.
+
+        Raises:
+            ValueError: a value out of range; the sentence names the field, the value and the fix.
+        """
+        for name in ("n_beta", "localization", "step_size"):
+            value = getattr(self, name)
+            values = tuple(map(float, value)) if isinstance(value, (tuple, list)) else (float(value),)
+            object.__setattr__(self, name, values)
+        _check_hyperparameters(self)
+        _check_counts(self)
+        _check_choices(self)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The grid of settings, n_beta outermost."""
+        grid = itertools.product(self.n_beta, self.localization, self.step_size)
+        return tuple(Setting(n_beta=n, localization=g, step_size=e) for n, g, e in grid)
+
+
+def _check_hyperparameters(config: SweepConfig) -> None:
+    for name, least in (("n_beta", "0"), ("localization", "0"), ("step_size", "above 0")):
+        values = getattr(config, name)
+        if not values:
+            raise ValueError(f"{name} is empty; give at least one number.")
+        for value in values:
+            if not math.isfinite(value) or value < 0 or (name == "step_size" and value == 0):
+                raise ValueError(f"{name}={value:g} must be a finite number, {least} or more.")
+    if config.init == "prior" and min(config.localization) == 0:
+        raise ValueError("localization=0 has no prior to start from; give it a positive value or use init='anchor'.")
+
+
+def _check_counts(config: SweepConfig) -> None:
+    least = {
+        "num_chains": 1,
+        "num_draws": 1,
+        "num_burnin_steps": 0,
+        "num_steps_between_draws": 1,
+        "batch_size": 1,
+        "num_baseline_batches": 2,
+        "eval_every": 0,
+        "draws_per_chunk": 1,
+        "runs_per_launch": 1,
+        "seed": 0,
+    }
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and (not isinstance(value, int) or value < bound):
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {bound}.")
+
+
+def _check_choices(config: SweepConfig) -> None:
+    choices = {
+        "sampler": tuple(SAMPLERS),
+        "baseline": ("paired", "dataset"),
+        "init": ("anchor", "prior"),
+        "common": ("all", "batches", "none"),
+        "precision": ("highest", "tf32", "bf16"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of JSON values, the same on every machine."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

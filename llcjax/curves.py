@@ -1,0 +1,504 @@
+"""Gaussian-process fits of noisy curves over log(step + 1), with the posterior of the curve and of its slope.
+
+One idea: a curve along training is measured with error at some checkpoints; what is known about the curve between and
+at them is a set of posterior draws on a fine grid. `llcjax.stages` reads everything it reports off those draws.
+
+The fit runs in float64 inside `jax.enable_x64(True)`; the rest of the process keeps its precision.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import minimize
+from tinygp import GaussianProcess, kernels, noise
+
+BAND = 0.90  # probability inside every band and interval of this module and of llcjax.stages
+_NORMAL_95 = 1.6448536269514722  # a 90% band is the mean -+ this many standard deviations
+_NUM_HYPER = 16  # hyperparameter draws; the curve draws are shared out between them
+_LEVEL_VARIANCE = 10.0  # prior variance of the curve's level, in variances of the values: the level is left free
+_JITTER = 1e-11  # added to posterior covariances before their Cholesky factor, in variances of the values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveFit:
+    """A fitted curve and its slope with 90% bands, on a grid of steps.
+
+    Attributes:
+        step: (G,) grid of training steps, even in log(step + 1), not whole numbers.
+        mean: (G,) posterior mean of the curve, in the unit of the values.
+        lower: (G,) lower edge of the 90% band of the noise-free curve.
+        upper: (G,) upper edge of it.
+        slope: (G,) posterior mean of d value / d log(step + 1), in values per e-fold of step + 1.
+        slope_lower: (G,) lower edge of the 90% band of the slope.
+        slope_upper: (G,) upper edge of it.
+        amplitude: Prior standard deviation of the curve, in the unit of the values.
+        length_scale: Length scale of the kernel, in units of log(step + time_scale).
+        noise_sd: Root mean square over the points of the noise the fit used (measured plus fitted).
+        time_scale: Steps below which training counts as linear in steps and not in their logarithm.
+        point_noise_sd: (C,) noise standard deviation of each measured point.
+    """
+
+    step: np.ndarray
+    mean: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    slope: np.ndarray
+    slope_lower: np.ndarray
+    slope_upper: np.ndarray
+    amplitude: float
+    length_scale: float
+    noise_sd: float
+    time_scale: float
+    point_noise_sd: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePosterior:
+    """Posterior draws of a curve and of its slope.
+
+    Attributes:
+        fit: Summary with bands.
+        x: (G,) log(step + 1) of the grid.
+        value_draws: (draw, G) curves drawn from the posterior.
+        slope_draws: (draw, G) their slopes.
+        slope_means: (H, G) posterior mean slope under each hyperparameter draw.
+        slope_sds: (H, G) posterior standard deviation of the slope under each hyperparameter draw.
+    """
+
+    fit: CurveFit
+    x: np.ndarray
+    value_draws: np.ndarray
+    slope_draws: np.ndarray
+    slope_means: np.ndarray
+    slope_sds: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Problem:
+    """A standardised curve and the priors of (log amplitude, log length, log time scale, log noise, noise trend)."""
+
+    data: dict[str, np.ndarray]
+    prior_mean: np.ndarray
+    prior_sd: np.ndarray
+    bounds: np.ndarray
+    offset: float
+    scale: float
+
+
+def _process(theta: jax.Array, data: dict[str, jax.Array]) -> GaussianProcess:
+    """Return the process of the measured points: Matern 5/2 over log(step + time scale), plus a free level."""
+    amplitude, length, time_scale = jnp.exp(theta[0]), jnp.exp(theta[1]), jnp.exp(theta[2])
+    # Dynamics below the time scale are smooth in steps, so a stationary kernel of log(step + 1) would be far too
+    # loose there; on the published regression curve the time scale is worth 65 to 145 nats of evidence.
+    kernel = amplitude**2 * kernels.Matern52(length) + kernels.Constant(_LEVEL_VARIANCE)
+    fitted = jnp.exp(2 * (theta[3] + theta[4] * data["position"]))
+    covariance = data["error"] + jnp.diag(fitted)
+    return GaussianProcess(kernel, jnp.log(data["step"] + time_scale), noise=noise.Dense(covariance))
+
+
+def _objective(
+    theta: jax.Array, data: dict[str, jax.Array], prior_mean: jax.Array, prior_sd: jax.Array
+) -> jax.Array:
+    """Return the negative log posterior density of the hyperparameters."""
+    prior = 0.5 * jnp.sum(((theta - prior_mean) / prior_sd) ** 2)
+    return prior - _process(theta, data).log_probability(data["value"])
+
+
+def _predict(
+    theta: jax.Array, data: dict[str, jax.Array], grid_x: jax.Array, normals: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Return mean, sd, slope mean, slope sd (G,), value and slope draws (n, G) under one hyperparameter draw."""
+    new = jnp.log(jnp.expm1(grid_x) + jnp.exp(theta[2]))
+    posterior = _process(theta, data).condition(data["value"], new).gp
+    mean, covariance = posterior.loc, posterior.covariance
+    factor = jnp.linalg.cholesky(covariance + _JITTER * jnp.eye(grid_x.size))
+    values = mean + normals @ factor.T
+    # The slope is a linear operator (central differences), so its law is exact up to the spacing of the grid.
+    spacing = grid_x[1] - grid_x[0]
+    slope = partial(jnp.gradient, axis=-1)
+    slope_variance = jnp.diagonal(slope(slope(covariance, spacing).T, spacing))
+    sds = [jnp.sqrt(jnp.maximum(v, 0.0)) for v in (jnp.diagonal(covariance), slope_variance)]
+    return mean, sds[0], slope(mean, spacing), sds[1], values, slope(values, spacing)
+
+
+_value_and_grad = jax.jit(jax.value_and_grad(_objective))
+_hessian = jax.jit(jax.hessian(_objective))
+
+
+@jax.jit
+def _predict_all(
+    thetas: jax.Array, data: dict[str, jax.Array], grid_x: jax.Array, normals: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Return `_predict` under each hyperparameter draw (H, ...), one after another to keep the memory small."""
+    return jax.lax.map(lambda pair: _predict(pair[0], data, grid_x, pair[1]), (thetas, normals))
+
+
+def check_curve(
+    step: Any, value: Any, stderr: Any = None, loss: Any = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]:
+    """Check a curve and sort it by step.
+
+    Args:
+        step: (C,) training steps, at least 5, without duplicates, any order.
+        value: (C,) values.
+        stderr: (C,) standard errors or None.
+        loss: (C,) losses or None.
+
+    Returns:
+        step, value, stderr, loss as sorted float64 arrays, and the (C,) order that sorted them.
+
+    Raises:
+        ValueError: If the arrays do not make a curve; the sentence names the argument.
+    """
+    given = {"step": step, "value": value, "stderr": stderr, "loss": loss}
+    arrays = {name: np.asarray(array, dtype=np.float64) for name, array in given.items() if array is not None}
+    steps = arrays["step"]
+    if steps.ndim != 1 or steps.size < 5:
+        raise ValueError(f"step has shape {steps.shape}; give a one-dimensional array of at least 5 checkpoints.")
+    for name, array in arrays.items():
+        if array.shape != steps.shape:
+            raise ValueError(f"{name} has shape {array.shape} and step has {steps.shape}; give one {name} a step.")
+        if bad := int(np.sum(~np.isfinite(array))):
+            raise ValueError(f"{name} has {bad} NaN or infinite entries; remove those checkpoints before the fit.")
+    if steps.min() < 0:
+        raise ValueError(f"step contains {steps.min():g}; training steps must be 0 or larger.")
+    order = np.argsort(steps, kind="stable")
+    if repeats := int(np.sum(np.diff(steps[order]) == 0)):
+        raise ValueError(f"step repeats {repeats} of its entries; average or remove the duplicate checkpoints.")
+    if "stderr" in arrays and arrays["stderr"].min() < 0:
+        raise ValueError(f"stderr contains {arrays['stderr'].min():g}; standard errors must be 0 or larger.")
+    ordered = {name: array[order] for name, array in arrays.items()}
+    return ordered["step"], ordered["value"], ordered.get("stderr"), ordered.get("loss"), order
+
+
+def error_covariance(step: Any, values_per_chain: Any) -> np.ndarray:
+    """Return a well-conditioned covariance of the errors of a curve whose chains share keys between checkpoints.
+
+    With common keys a chain that is high at one checkpoint is high at the next. A shift common to all points does not
+    change a slope, so such errors make differences along the curve *more* certain than their standard errors suggest;
+    a fit that takes them as independent gives intervals of differences that are too wide, and bands of the level that
+    are too narrow. The sample covariance of K chains has rank K - 1 and cannot be used as it is. This estimate keeps
+    the measured standard error of each checkpoint and models the correlation of two of them as
+    r * exp(-|dx| / l) (+ 1 - r on the diagonal), x = log(step + 1), with r and l fitted by least squares to all
+    pairs of sample correlations.
+
+    Args:
+        step: (C,) training steps, increasing.
+        values_per_chain: (chain, C) value of each chain at each checkpoint, at least 3 chains.
+
+    Returns:
+        (C, C) covariance of the mean over chains.
+
+    Raises:
+        ValueError: For fewer than 3 chains, a shape that does not match, or values that are not finite.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> shared = rng.normal(size=(8, 1)) + 0.1 * rng.normal(size=(8, 6))
+        >>> covariance = error_covariance([0, 10, 100, 1000, 10000, 100000], shared)
+        >>> bool(covariance[0, 5] > 0.8 * covariance[0, 0])
+        True
+    """
+    chains, x = np.asarray(values_per_chain, dtype=np.float64), np.log1p(np.asarray(step, dtype=np.float64))
+    if chains.ndim != 2 or chains.shape[1] != x.size or chains.shape[0] < 3:
+        raise ValueError(
+            f"values_per_chain has shape {chains.shape}; give (chain, checkpoint) with at least 3 chains and {x.size} checkpoints."
+        )
+    if bad := int(np.sum(~np.isfinite(chains))):
+        raise ValueError(f"values_per_chain has {bad} NaN or infinite entries; leave out the chains that diverged.")
+    deviations = chains - chains.mean(axis=0)
+    norms = np.sqrt(np.sum(deviations**2, axis=0))
+    units = deviations / np.where(norms > 0, norms, 1.0)
+    stderr = norms / np.sqrt((chains.shape[0] - 1) * chains.shape[0])
+    correlation = _fit_correlation(np.abs(x[:, None] - x[None, :]), units.T @ units)
+    return stderr[:, None] * stderr[None, :] * correlation
+
+
+def _fit_correlation(distance: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """Return the (C, C) model correlation nearest to the sample's, r in [0, 0.999]."""
+    pairs = np.triu_indices(distance.shape[0], k=1)
+    far, seen = distance[pairs], sample[pairs]
+    best = (np.inf, 0.0, 1.0)
+    for length in np.geomspace(max(far.min(), 1e-3), 30 * far.max(), 60):
+        shape = np.exp(-far / length)
+        share = float(np.clip(seen @ shape / (shape @ shape), 0.0, 0.999))
+        best = min(best, (float(np.sum((seen - share * shape) ** 2)), share, float(length)))
+    correlation = best[1] * np.exp(-distance / best[2])
+    np.fill_diagonal(correlation, 1.0)
+    return correlation
+
+
+def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _Problem:
+    """Standardise the values and set the priors; without measured errors the noise and its trend are fitted."""
+    x = np.log1p(step)
+    width = x[-1] - x[0]
+    offset, scale = float(value.mean()), float(value.std()) or 1.0
+    measured = error is not None
+    # Amplitude and length priors are wide but proper: where noise drowns the curve the posterior falls back on them,
+    # the slope stays uncertain, and no plateau is claimed.
+    prior_mean = np.array([0.0, np.log(width / 10), np.log(10.0), np.log(0.005 if measured else 0.02), 0.0])
+    prior_sd = np.array([1.0, 1.0, 3.0, 1.5 if measured else 2.0, 2.0])
+    trend = 0.0 if measured else 6.0
+    shortest = np.log(min(np.median(np.diff(x)), width / 10))
+    bounds = np.array(
+        [(-4, 4), (shortest, np.log(4 * width)), (0, np.log(step[-1] + 1)), (np.log(1e-6), 1), (-trend, trend)]
+    )
+    data = {
+        "step": step,
+        "value": (value - offset) / scale,
+        "position": (x - x.mean()) / (width / 2),
+        "error": (np.zeros((x.size, x.size)) if error is None else error) / scale**2 + 1e-12 * np.eye(x.size),
+    }
+    return _Problem(
+        data=data, prior_mean=prior_mean, prior_sd=prior_sd, bounds=bounds, offset=offset, scale=scale
+    )
+
+
+def _minimize(
+    objective: Callable[[np.ndarray], tuple[Any, Any]], starts: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
+    """Return the best end point of L-BFGS-B from several starts; a failed factorisation counts as very unlikely."""
+
+    def guarded(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = objective(theta)
+        if np.isfinite(value) and np.all(np.isfinite(gradient)):
+            return float(value), np.asarray(gradient)
+        return 1e10, np.zeros_like(theta)
+
+    starts = np.clip(starts, bounds[:, 0], bounds[:, 1])
+    ends = [minimize(guarded, start, jac=True, bounds=bounds, method="L-BFGS-B") for start in starts]
+    return min(ends, key=lambda end: end.fun).x
+
+
+def _hyperparameters(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
+    """Return (H, 5) hyperparameters: the most probable ones, then draws of the Laplace approximation around them."""
+    arguments = (problem.data, problem.prior_mean, problem.prior_sd)
+    width = np.log(10) + problem.prior_mean[1]
+    starts = np.stack([problem.prior_mean] * 6)
+    starts[:, 1] = np.tile([width - 4, width - 2.5, width - 1], 2)
+    starts[:, 2] = np.tile([0.0, np.log(100.0), np.log(1000.0)], 2)
+    starts[:3, 3], starts[3:, 3] = np.log(0.003), np.log(0.1)
+    best = _minimize(lambda theta: _value_and_grad(theta, *arguments), starts, problem.bounds)
+    curvature, axes = np.linalg.eigh(np.asarray(_hessian(best, *arguments)))
+    # The prior bounds the width from above, also where the best point lies on a bound or the Hessian is not positive.
+    widths = 1 / np.sqrt(np.maximum(curvature, 1 / problem.prior_sd.max() ** 2))
+    draws = best + (rng.standard_normal((_NUM_HYPER - 1, best.size)) * widths) @ axes.T
+    return np.vstack([best, np.clip(draws, problem.bounds[:, 0], problem.bounds[:, 1])])
+
+
+def fit_curve(
+    step: Any,
+    value: Any,
+    stderr: Any = None,
+    *,
+    error_covariance: Any = None,
+    num_grid: int = 500,
+    num_draws: int = 1024,
+    seed: int = 0,
+) -> CurvePosterior:
+    """Fit a Gaussian process to a curve over log(step + 1).
+
+    Kernel: Matern 5/2 over log(step + time_scale) with a free level. Noise: the measured errors plus a small fitted
+    jitter; without measured errors, a fitted standard deviation whose logarithm is linear in log(step + 1). The five
+    hyperparameters are found by L-BFGS from six starts and their uncertainty enters through 16 draws of the Laplace
+    approximation. Cost: O(C^3) for C checkpoints.
+
+    Args:
+        step: (C,) training steps, C >= 5.
+        value: (C,) values, any unit.
+        stderr: (C,) one standard error each, errors independent; None fits the noise.
+        error_covariance: (C, C) covariance of the errors, where they are correlated along the curve (see
+            `error_covariance`); instead of `stderr`.
+        num_grid: Number of grid points G.
+        num_draws: Number of posterior draws, about.
+        seed: Seed of the draws.
+
+    Returns:
+        The posterior on the grid.
+
+    Raises:
+        ValueError: If the input is not a curve.
+    """
+    steps, values, errors, _, order = check_curve(step, value, stderr)
+    covariance = _measured_covariance(errors, error_covariance, order)
+    problem = _problem(steps, values, covariance)
+    rng = np.random.default_rng(seed)
+    normals = rng.standard_normal((_NUM_HYPER, max(num_draws // _NUM_HYPER, 8), num_grid))
+    x = np.linspace(np.log1p(steps[0]), np.log1p(steps[-1]), num_grid)
+    with jax.enable_x64(True):
+        thetas = _hyperparameters(problem, rng)
+        parts = [np.asarray(part) for part in _predict_all(thetas, problem.data, x, normals)]
+    whole = np.all(np.isfinite(parts[4]), axis=(1, 2))  # a draw of extreme hyperparameters may fail to factorise
+    if not whole.any():
+        raise ValueError("value could not be fitted in float64; check the errors given, some are likely far too small.")
+    return _posterior(problem, thetas[0], x, [part[whole] for part in parts])
+
+
+def _measured_covariance(
+    errors: np.ndarray | None, covariance: Any, order: np.ndarray
+) -> np.ndarray | None:
+    """Return the (C, C) covariance of the measured errors in sorted order, or None where nothing was measured."""
+    if covariance is None:
+        return None if errors is None else np.diag(errors**2)
+    if errors is not None:
+        raise ValueError("stderr and error_covariance are both given; give one (the covariance holds the errors).")
+    matrix = np.asarray(covariance, dtype=np.float64)
+    if matrix.shape != (order.size, order.size) or not np.all(np.isfinite(matrix)):
+        raise ValueError(f"error_covariance has shape {matrix.shape}; give finite entries, {order.size} by {order.size}.")
+    smallest, largest = np.linalg.eigvalsh(matrix)[[0, -1]]
+    if smallest < -1e-8 * max(largest, 0.0) or not np.allclose(matrix, matrix.T):
+        raise ValueError(f"error_covariance has the eigenvalue {smallest:g}; give a symmetric positive matrix.")
+    return matrix[np.ix_(order, order)]
+
+
+def _posterior(problem: _Problem, best: np.ndarray, x: np.ndarray, parts: list[np.ndarray]) -> CurvePosterior:
+    """Put the hyperparameter draws together, back in the unit of the values."""
+    scale, steps = problem.scale, problem.data["step"]
+    means, sds, slopes, slope_sds, values, slope_values = (part * scale for part in parts)
+    mean, sd = _mixture(means + problem.offset, sds)
+    slope, slope_sd = _mixture(slopes, slope_sds)
+    fitted = np.exp(2 * (best[3] + best[4] * problem.data["position"]))
+    point_noise = scale * np.sqrt(np.diagonal(problem.data["error"]) + fitted)
+    grid = np.concatenate([steps[:1], np.expm1(x[1:-1]), steps[-1:]])  # the ends without rounding errors
+    fit = CurveFit(
+        step=grid,
+        mean=mean,
+        lower=mean - _NORMAL_95 * sd,
+        upper=mean + _NORMAL_95 * sd,
+        slope=slope,
+        slope_lower=slope - _NORMAL_95 * slope_sd,
+        slope_upper=slope + _NORMAL_95 * slope_sd,
+        amplitude=float(scale * np.exp(best[0])),
+        length_scale=float(np.exp(best[1])),
+        noise_sd=float(np.sqrt(np.mean(point_noise**2))),
+        time_scale=float(np.exp(best[2])),
+        point_noise_sd=point_noise,
+    )
+    return CurvePosterior(
+        fit=fit,
+        x=x,
+        value_draws=values.reshape(-1, x.size) + problem.offset,
+        slope_draws=slope_values.reshape(-1, x.size),
+        slope_means=slopes,
+        slope_sds=slope_sds,
+    )
+
+
+def _mixture(means: np.ndarray, sds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of an even mixture along axis 0."""
+    return means.mean(axis=0), np.sqrt(np.mean(sds**2, axis=0) + means.var(axis=0))
+
+
+def _paper_process(theta: jax.Array, x: jax.Array) -> GaussianProcess:
+    """Return the published process: squared exponential over log(step + 1), mean 0, 1e-10 on the diagonal."""
+    kernel = jnp.exp(theta[0]) * kernels.ExpSquared(jnp.exp(theta[1]))
+    return GaussianProcess(kernel, x, diag=1e-10)
+
+
+@jax.jit
+@jax.value_and_grad
+def _paper_objective(theta: jax.Array, x: jax.Array, value: jax.Array) -> jax.Array:
+    return -_paper_process(theta, x).log_probability(value)
+
+
+@jax.jit
+def _paper_predict(theta: jax.Array, x: jax.Array, value: jax.Array) -> jax.Array:
+    return _paper_process(theta, x).condition(value).gp.loc
+
+
+def paper_curve(step: Any, value: Any) -> CurveFit:
+    """Fit a curve as Hoogland et al. (arXiv 2402.02364) did, at the checkpoints themselves.
+
+    Kernel: variance in [1e-3, 1e3] times a squared exponential of length in [0.5, 1e3] over log(step + 1), no noise
+    term (1e-10 on the diagonal, as in scikit-learn), the raw values with mean 0. On their curves the optimum lies on
+    both bounds, so this is close to interpolation. The slope is the mean of the left and right finite differences of
+    the prediction, with the end points copied from their neighbours. Hyperparameters whose matrix cannot be
+    factorised in float64, which long lengths bring about, count as impossible, again as in scikit-learn.
+
+    Args:
+        step: (C,) training steps, C >= 5.
+        value: (C,) values.
+
+    Returns:
+        The fit at the C checkpoints. It has no error model: the edges of the bands are NaN.
+
+    Raises:
+        ValueError: If the input is not a curve.
+    """
+    steps, values, *_ = check_curve(step, value)
+    x = np.log1p(steps)
+    bounds = np.log([[1e-3, 1e3], [0.5, 1e3]])
+    starts = np.log([[1.0, 3.0], [1e3, 0.5], [1e3, 2.0], [10.0, 0.7]])
+    with jax.enable_x64(True):
+        theta = _minimize(lambda point: _paper_objective(point, x, values), starts, bounds)
+        mean = np.asarray(_paper_predict(theta, x, values))
+    if not np.all(np.isfinite(mean)):
+        raise ValueError("method 'paper' cannot fit these steps in float64 without noise; use method 'gp'.")
+    differences = np.diff(mean) / np.diff(x)
+    inner = (differences[1:] + differences[:-1]) / 2
+    slope, unknown = np.concatenate([inner[:1], inner, inner[-1:]]), np.full(x.size, np.nan)
+    return CurveFit(
+        step=steps,
+        mean=mean,
+        lower=unknown,
+        upper=unknown,
+        slope=slope,
+        slope_lower=unknown,
+        slope_upper=unknown,
+        amplitude=float(np.exp(theta[0] / 2)),
+        length_scale=float(np.exp(theta[1])),
+        noise_sd=1e-5,
+        time_scale=1.0,
+        point_noise_sd=np.full(x.size, 1e-5),
+    )
+
+
+def read_curve(
+    path: str | PathLike[str], value: str = "llc"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Read a curve from a CSV file with a header.
+
+    The columns are `step`, the one named by `value`, and where present `<value>_stderr` or `stderr` (one standard
+    error) and `loss`, `test_loss` or `test_mse`. Other columns are ignored; so is `llc_draw_std` of the published
+    tables, the standard deviation of single draws and not an error of the value.
+
+    Args:
+        path: The file.
+        value: Name of the column with the values.
+
+    Returns:
+        step, value, standard error or None, loss or None, each (C,) float64.
+
+    Raises:
+        ValueError: If the file cannot be read, or lacks a column, or holds text where a number belongs.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a CSV file ({error}); give a CSV file with a header.") from error
+    header = list(rows[0]) if rows else []
+    for name in ("step", value):
+        if name not in header:
+            raise ValueError(f"{path} has no column {name!r} (it has {header}); name one that is there.")
+    stderr = next((name for name in (f"{value}_stderr", "stderr") if name in header), None)
+    loss = next((name for name in ("loss", "test_loss", "test_mse") if name in header and name != value), None)
+    step_values, curve = _column(rows, "step", path), _column(rows, value, path)
+    return step_values, curve, stderr and _column(rows, stderr, path), loss and _column(rows, loss, path)
+
+
+def _column(rows: list[dict[str, str]], name: str, path: str | PathLike[str]) -> np.ndarray:
+    """Return one column as (C,) floats."""
+    try:
+        return np.array([float(row[name]) for row in rows])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds an entry of column {name!r} that is not a number ({error}).") from error

@@ -1,0 +1,113 @@
+"""Where the batches of a chain come from: arrays with a leading example axis, or a function `(key) -> batch`.
+
+Indices are drawn i.i.d. with replacement at every step. Shuffled epochs bias the recorded loss, because w_t
+depends on the examples that were already seen in this epoch and not on those that follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llcjax import trees
+from llcjax.posterior import Loss, evaluate
+from llcjax.types import Batch, LossFn, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DataSource:
+    """Data as a sweep uses them: the arrays are arguments of the compiled program, the rest is static."""
+
+    arrays: Any
+    """Pytree of arrays with a leading example axis; `()` where batches come from a function or there are none."""
+    draw: Callable[[PRNGKey], Batch] | None
+    """`(key) -> batch`, or None for arrays."""
+    num_examples: int | None
+    """Number of examples n; None for a function and for a loss without data."""
+
+    @property
+    def is_function(self) -> bool:
+        """Whether batches come from a function."""
+        return self.draw is not None
+
+
+def data_source(data: Any) -> DataSource:
+    """Wraps a pytree of arrays, a function `(key) -> batch`, or None (a loss of the parameters alone).
+
+    Raises:
+        ValueError: the arrays share no leading axis, are empty or hold no numbers.
+    """
+    if data is None:
+        return DataSource((), None, None)
+    if callable(data):
+        return DataSource((), data, None)
+    arrays = jax.tree.map(jnp.asarray, data)
+    size = trees.leading_size(arrays, "data")
+    if size == 0:
+        raise ValueError("data has 0 examples; give at least one.")
+    return DataSource(arrays, None, size)
+
+
+def check_batch_size(source: DataSource, batch_size: int | None) -> None:
+    """Refuses a batch that the data cannot fill, or a batch size that nothing would use.
+
+    Raises:
+        ValueError: batch_size exceeds the number of examples, or is set for function data.
+    """
+    if batch_size is None:
+        return
+    if source.is_function:
+        raise ValueError(
+            f"batch_size={batch_size} has no effect where data is a function (key) -> batch; leave it None."
+        )
+    if source.num_examples is not None and batch_size > source.num_examples:
+        raise ValueError(
+            f"batch_size={batch_size} is larger than the {source.num_examples} examples of data; "
+            "choose a smaller batch, or None for the full batch."
+        )
+
+
+def draw_batch(arrays: Any, draw: Callable | None, batch_size: int | None, key: PRNGKey) -> Batch:
+    """One batch: from the function, or `batch_size` rows with replacement, or all rows where it is None."""
+    if draw is not None:
+        return draw(key)
+    if batch_size is None or not jax.tree.leaves(arrays):
+        return arrays
+    size = jax.tree.leaves(arrays)[0].shape[0]
+    return trees.take(arrays, jax.random.randint(key, (batch_size,), 0, size))
+
+
+def example_batch(source: DataSource, batch_size: int | None) -> Batch:
+    """Shapes of one batch, without computing it."""
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
+    return jax.eval_shape(
+        lambda arrays, key: draw_batch(arrays, source.draw, batch_size, key), source.arrays, key
+    )
+
+
+def dataset_loss(loss_fn: LossFn, params: Params, arrays: Any, block: int | None) -> Loss:
+    """Losses over all examples, block by block, exact for any number of examples.
+
+    Args:
+        loss_fn: the loss.
+        params: parameters.
+        arrays: arrays with a leading example axis, or `()` for a loss without data.
+        block: examples a block; None takes all at once.
+    """
+    leaves = jax.tree.leaves(arrays)
+    size = leaves[0].shape[0] if leaves else 0
+    if not leaves or block is None or block >= size:
+        return evaluate(loss_fn, params, arrays)
+    whole = size // block * block
+    blocks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, block, *leaf.shape[1:]), arrays)
+    losses = jax.lax.map(lambda batch: evaluate(loss_fn, params, batch), blocks)
+    total = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), losses)
+    if whole == size:
+        return total
+    rest = evaluate(loss_fn, params, trees.take(arrays, np.s_[whole:]))
+    return jax.tree.map(jnp.add, total, rest)

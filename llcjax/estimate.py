@@ -1,0 +1,151 @@
+"""One call from a pure loss to an LLC with its error and verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from llcjax.checkpoints import bank_of
+from llcjax.config import Baseline, Precision, SweepConfig
+from llcjax.data import data_source
+from llcjax.diagnostics import Verdict
+from llcjax.estimators import estimates, kept_draws
+from llcjax.keys import as_key
+from llcjax.sweep import sweep
+from llcjax.types import LossFn, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LLCEstimate:
+    """The LLC of one set of parameters, and what it is worth."""
+
+    llc: float
+    """Estimate (no unit)."""
+    stderr: float
+    """Standard error over chains."""
+    interval: tuple[float, float]
+    """95% interval (Student's t with chains - 1 degrees of freedom)."""
+    verdict: Verdict
+    """Name and sentence."""
+    rhat: float
+    """Rank-normalised split R-hat of the LLC trace."""
+    ess: float
+    """Bulk effective sample size of all chains."""
+    llc_per_chain: Float[np.ndarray, " chain"]
+    """LLC of each chain; NaN for a chain that broke."""
+    loss_trace: Float[np.ndarray, "chain draw"]
+    """L(w_t) of the draws after the burn-in."""
+    init_loss: float
+    """L(w*), on the batches of the draws or on all examples."""
+    mean_loss: float
+    """Mean sampled loss."""
+    n_beta: float
+    """The n_beta that was used."""
+
+    def __str__(self) -> str:
+        return f"LLC {self.llc:.4g} +- {self.stderr:.2g} ({self.verdict.name}: {self.verdict.sentence})"
+
+
+def auto_n_beta(data: Any) -> float:
+    """n / ln(n) for arrays of n examples, Watanabe's inverse temperature.
+
+    Raises:
+        ValueError: data is a function or holds fewer than 3 examples.
+    """
+    size = data_source(data).num_examples
+    if size is None or size < 3:
+        raise ValueError("n_beta='auto' means n / ln(n) and needs arrays of at least 3 examples; give a number.")
+    return size / math.log(size)
+
+
+def estimate_llc(
+    loss_fn: LossFn,
+    params: Params,
+    data: Any,
+    *,
+    key: PRNGKey | int,
+    n_beta: float | Literal["auto"],
+    step_size: float,
+    localization: float,
+    num_chains: int = 4,
+    num_draws: int = 200,
+    num_burnin_steps: int = 0,
+    num_steps_between_draws: int = 1,
+    batch_size: int | None = None,
+    sampler: str = "sgld",
+    baseline: Baseline = "paired",
+    num_baseline_batches: int | None = None,
+    precision: Precision = "highest",
+    chance: float | None = None,
+    progress: bool = False,
+) -> LLCEstimate:
+    """Estimates the local learning coefficient at one set of parameters (arXiv 2308.12108).
+
+    Args:
+        loss_fn: `(params, batch) -> losses` of shape `(batch,)` or `(batch, position)`, or `(losses, weights)`, or a
+            scalar mean. Pure; dropout and the like must be off.
+        params: pytree of float arrays, w*.
+        data: pytree of arrays with a leading example axis, or `(key) -> batch`, or None for a loss without data.
+        key: a jax key or a seed.
+        n_beta: number of examples times inverse temperature; "auto" is n / ln(n) for arrays.
+        step_size: SGLD step (squared parameters).
+        localization: gamma, precision of the Gaussian around w* (inverse squared parameters).
+        num_chains: independent chains.
+        num_draws: draws a chain after the burn-in.
+        num_burnin_steps: steps left out before them.
+        num_steps_between_draws: steps from one draw to the next.
+        batch_size: examples a minibatch; None takes all.
+        sampler: name of the sampler.
+        baseline: `paired` subtracts L(w*) on the batch of each draw, `dataset` L(w*) on all examples.
+        num_baseline_batches: batches for `baseline="dataset"` where data is a function.
+        precision: of matrix products on accelerators.
+        chance: loss of a trivial predictor, to tell whether the chains left the basin.
+        progress: shows a progress bar.
+
+    Returns:
+        The estimate. A chain that breaks is left out, counted and reported, never averaged.
+
+    Raises:
+        ValueError: bad input, before anything is computed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> loss = lambda w, _: 0.5 * jnp.sum(w**2)  # two regular directions: LLC 2/2 as n_beta grows
+        >>> r = estimate_llc(loss, jnp.zeros(2), None, key=0, n_beta=1e4, step_size=1e-5, localization=1.0,
+        ...                  num_chains=8, num_draws=2000, num_burnin_steps=200)
+        >>> abs(r.llc - 1.0) < 0.15, r.verdict.name
+        (True, 'ok')
+    """
+    config = SweepConfig(
+        sampler=sampler,
+        n_beta=(auto_n_beta(data) if n_beta == "auto" else n_beta,),
+        localization=(localization,),
+        step_size=(step_size,),
+        num_chains=num_chains,
+        num_draws=num_draws,
+        num_burnin_steps=num_burnin_steps,
+        num_steps_between_draws=num_steps_between_draws,
+        batch_size=batch_size,
+        baseline=baseline,
+        num_baseline_batches=num_baseline_batches,
+        precision=precision,
+    )
+    result = sweep(loss_fn, bank_of(params), data, config, key=as_key(key), chance=chance, progress=progress)
+    table = estimates(result).isel(checkpoint=0, setting=0)
+    return LLCEstimate(
+        llc=float(table["llc"]),
+        stderr=float(table["llc_stderr"]),
+        interval=(float(table["llc_lower"]), float(table["llc_upper"])),
+        verdict=Verdict(str(table["verdict"].item()), str(table["sentence"].item())),
+        rhat=float(table["rhat"]),
+        ess=float(table["ess_bulk"]),
+        llc_per_chain=table["llc_per_chain"].values,
+        loss_trace=result["loss"].isel(checkpoint=0, setting=0, draw=kept_draws(result)).values,
+        init_loss=float(table["init_loss"]),
+        mean_loss=float(table["mean_loss"]),
+        n_beta=config.n_beta[0],
+    )

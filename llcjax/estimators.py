@@ -1,0 +1,190 @@
+"""The LLC and its relatives from a stored sweep. Burn-in and thinning are chosen here, not when sampling.
+
+    LLC_k = n_beta * mean_t(L(w_t) - L(w*))  of chain k,   LLC = mean_k LLC_k        (arXiv 2308.12108, eq. 19)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+from jaxtyping import Float
+
+from llcjax import diagnostics
+
+CONFIDENCE = 0.95
+
+
+def excess_loss(sweep: xr.Dataset, suffix: str = "") -> xr.DataArray:
+    """L(w_t) - L(w*) of every recorded draw; `suffix="_position"` gives it for each position.
+
+    Raises:
+        ValueError: the sweep did not record positions.
+    """
+    if f"loss{suffix}" not in sweep:
+        raise ValueError("the sweep recorded no losses of positions; sweep with per_position=True.")
+    paired = f"baseline_loss{suffix}"
+    baseline = sweep[paired] if paired in sweep else sweep[f"init_loss{suffix}"]
+    return sweep[f"loss{suffix}"] - baseline
+
+
+def kept_draws(sweep: xr.Dataset, num_burnin_steps: int | None = None, thin: int = 1) -> np.ndarray:
+    """Indices of the draws after the burn-in, every `thin`-th of them.
+
+    Args:
+        sweep: a sweep.
+        num_burnin_steps: sampler steps to leave out; None takes what the sweep was made with.
+        thin: keep every so many draws.
+
+    Raises:
+        ValueError: fewer than 4 draws would be left, or a number below its least value.
+    """
+    burnin = int(sweep.attrs["num_burnin_steps"]) if num_burnin_steps is None else num_burnin_steps
+    if burnin < 0 or thin < 1:
+        raise ValueError(f"num_burnin_steps={burnin}, thin={thin}: give a burn-in of at least 0 and thin of at least 1.")
+    kept = np.flatnonzero(sweep["draw"].values >= burnin)[::thin]
+    if kept.size < 1:
+        last = int(sweep["draw"].values[-1])
+        raise ValueError(f"num_burnin_steps={burnin} leaves no draws of the {last + 1} steps; choose fewer.")
+    return kept
+
+
+def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: int = 1) -> xr.Dataset:
+    """LLC of each checkpoint and setting, its error, health and verdict.
+
+    Args:
+        sweep: facts from `llcjax.sweep` or `llcjax.open_sweep`.
+        num_burnin_steps: sampler steps to leave out; None takes what the sweep was made with.
+        thin: keep every so many draws.
+
+    Returns:
+        Dimensions `(checkpoint, setting[, chain][, position])`. `llc_stderr` is the standard deviation of the
+        chains' LLCs over the square root of their number, which holds autocorrelation and differences between
+        chains alike (with one chain: `llc_mcse`, from the autocorrelation alone), joined with the error of L(w*)
+        where that was sampled. `llc_lower` and `llc_upper` bound the 95% interval of Student's t. Chains with a
+        loss that is not finite are left out and counted.
+
+    Raises:
+        ValueError: the burn-in leaves no draws.
+    """
+    kept = kept_draws(sweep, num_burnin_steps, thin)
+    n_beta = sweep["n_beta"].values[None, :, None, None]
+    dims = ("checkpoint", "setting", "chain", "draw")
+    loss = sweep["loss"].isel(draw=kept).transpose(*dims).values.astype(np.float64)
+    excess = excess_loss(sweep.isel(draw=kept)).transpose(*dims).values.astype(np.float64)
+    trace = n_beta * excess
+    usable = (sweep["first_nonfinite_step"].values < 0) & np.isfinite(trace).all(-1)
+    per_chain = np.where(usable, trace.mean(-1), np.nan)
+    health = diagnostics.health(trace, usable)
+    spread, error = _errors(per_chain, usable, health["llc_mcse"], _baseline_error(sweep, n_beta[..., 0, 0]))
+    llc = _mean(per_chain, usable)
+    group = ("checkpoint", "setting")
+    result = xr.Dataset(
+        {
+            "llc": (group, llc),
+            "llc_stderr": (group, error),
+            "llc_lower": (group, llc - spread * error),
+            "llc_upper": (group, llc + spread * error),
+            "llc_per_chain": ((*group, "chain"), per_chain),
+            **{name: (group, values) for name, values in health.items()},
+            "num_chains_used": (group, usable.sum(-1)),
+            "mean_loss": (group, _mean(loss.mean(-1), usable)),
+            "init_loss": (group, _mean((loss - excess).mean(-1), usable)),
+        },
+        coords={name: sweep[name] for name in sweep.coords if name != "draw" and name != "position"},
+        attrs={name: sweep.attrs[name] for name in ("chance", "num_examples") if name in sweep.attrs},
+    )
+    result.attrs.update(num_burnin_steps=int(sweep["draw"].values[kept[0]]), num_draws=len(kept))
+    names, sentences = diagnostics.verdicts(sweep, result, kept)
+    result["verdict"], result["sentence"] = (group, names), (group, sentences)
+    return result.merge(_per_position(sweep, kept, usable)) if "loss_position" in sweep else result
+
+
+def _mean(values: Float[np.ndarray, "... chain"], usable: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Mean over the usable chains; NaN where there is none."""
+    total = np.where(usable, values, 0).sum(-1)
+    return np.divide(total, usable.sum(-1), out=np.full(total.shape, np.nan), where=usable.any(-1))
+
+
+def _errors(
+    per_chain: np.ndarray, usable: np.ndarray, mcse: np.ndarray, baseline: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The quantile of Student's t and the standard error of each LLC."""
+    count = usable.sum(-1)
+    deviations = np.where(usable, per_chain - _mean(per_chain, usable)[..., None], 0)
+    variance = np.square(deviations).sum(-1) / np.maximum(count - 1, 1) / np.maximum(count, 1)
+    between = np.where(count >= 2, np.sqrt(variance), mcse)
+    quantile = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, np.where(count >= 2, count - 1, np.inf))
+    return quantile, np.where(count >= 1, np.hypot(between, baseline), np.nan)
+
+
+def _baseline_error(sweep: xr.Dataset, n_beta: np.ndarray) -> np.ndarray:
+    """Error of the LLC that comes from a sampled L(w*)."""
+    if "baseline_loss" in sweep or "init_loss_stderr" not in sweep:
+        return np.zeros((sweep.sizes["checkpoint"], sweep.sizes["setting"]))
+    return np.asarray(n_beta * sweep["init_loss_stderr"].values[:, None])
+
+
+def _per_position(sweep: xr.Dataset, kept: np.ndarray, usable: np.ndarray) -> xr.Dataset:
+    """LLC of each position k: n_beta times the excess loss of position k alone."""
+    n_beta = sweep["n_beta"].values[None, :, None, None]
+    dims = ("checkpoint", "setting", "chain", "position", "draw")
+    excess = excess_loss(sweep.isel(draw=kept), "_position").transpose(*dims).values.astype(np.float64)
+    per_chain = np.moveaxis(n_beta * excess.mean(-1), -1, -2)
+    usable = np.broadcast_to(usable[..., None, :], per_chain.shape)
+    _, error = _errors(per_chain, usable, np.full(per_chain.shape[:-1], np.nan), np.zeros(per_chain.shape[:-1]))
+    group = ("checkpoint", "setting", "position")
+    return xr.Dataset({"llc_position": (group, _mean(per_chain, usable)), "llc_position_stderr": (group, error)})
+
+
+def running_llc(sweep: xr.Dataset, *, num_burnin_steps: int | None = None) -> xr.DataArray:
+    """The LLC of each chain over the draws so far, against the draw; NaN during the burn-in.
+
+    Returns:
+        Dimensions `(checkpoint, setting, chain, draw)`.
+    """
+    kept = kept_draws(sweep, num_burnin_steps)
+    trace = sweep["n_beta"] * excess_loss(sweep)
+    trace = trace.transpose("checkpoint", "setting", "chain", "draw").compute()
+    after = trace.isel(draw=kept)
+    running = after.cumsum("draw") / xr.DataArray(np.arange(1, len(kept) + 1), dims="draw")
+    return running.assign_coords(draw=after["draw"]).reindex(draw=sweep["draw"])
+
+
+def chain_covariance(estimate: xr.Dataset, setting: int = 0) -> Float[np.ndarray, "chain checkpoint"]:
+    """The LLC curve of each usable chain at one setting, for errors correlated along the curve.
+
+    Chains with a gap at any checkpoint are left out.
+    """
+    curves = estimate["llc_per_chain"].isel(setting=setting).transpose("chain", "checkpoint").values
+    return curves[np.isfinite(curves).all(1)]
+
+
+def wbic(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, log_likelihood: bool) -> xr.DataArray:
+    """Widely applicable Bayesian information criterion, n * E[L(w)] at n_beta = n / ln(n).
+
+    Args:
+        sweep: a sweep over array data.
+        num_burnin_steps: sampler steps to leave out.
+        log_likelihood: states that the loss is a negative log-likelihood; WBIC means nothing otherwise.
+
+    Returns:
+        Dimensions `(checkpoint, setting)`, in nats (Watanabe 2013, eq. 15).
+
+    Raises:
+        ValueError: the loss is no log-likelihood, or n_beta is not n / ln(n); the sentence says what to do.
+    """
+    if not log_likelihood:
+        raise ValueError("WBIC needs a loss that is a negative log-likelihood; squared error is one only after scaling.")
+    if "num_examples" not in sweep.attrs:
+        raise ValueError("WBIC needs a number of examples n; sweep over arrays, not over a function.")
+    size = int(sweep.attrs["num_examples"])
+    wanted = size / np.log(size)
+    off = np.abs(sweep["n_beta"].values / wanted - 1) > 0.01
+    if off.any():
+        raise ValueError(
+            f"WBIC needs n_beta = n / ln(n) = {wanted:.6g}, but the sweep has n_beta={sweep['n_beta'].values[off][0]:.6g}; "
+            "sweep with n_beta='auto'."
+        )
+    kept = kept_draws(sweep, num_burnin_steps)
+    return size * sweep["loss"].isel(draw=kept).mean(("chain", "draw"))

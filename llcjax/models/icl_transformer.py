@@ -1,0 +1,137 @@
+"""The transformer of the in-context regression setting (arXiv 2402.02364, section 2.2 and its code).
+
+Shape letters: B batch, T tokens, D model width, H heads, C head width, F MLP width, I token width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from llcjax.models.functional import functional
+from llcjax.types import ApplyFn, InitFn
+
+# PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), weights and biases alike.
+_WEIGHT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """Sizes of the in-context regression transformer; the defaults are the paper's (51,717 parameters)."""
+
+    num_layers: int = 2
+    """Number of blocks (attention, then MLP)."""
+    num_heads: int = 4
+    """Attention heads a block."""
+    model_width: int = 64
+    """Width of the residual stream."""
+    mlp_width: int = 64
+    """Hidden width of each MLP."""
+    layer_norm: bool = True
+    """Layer norms before attention, MLP and unembedding; off leaves them out."""
+    double_residual: bool = True
+    """Adds the residual stream a second time after each block, as the paper's code does."""
+
+    def __post_init__(self) -> None:
+        """Checks that the heads divide the width."""
+        if min(self.num_layers, self.num_heads, self.model_width, self.mlp_width) < 1:
+            raise ValueError(f"model sizes must be at least 1, but got {self}.")
+        if self.model_width % self.num_heads:
+            raise ValueError(
+                f"model_width={self.model_width} is not a multiple of num_heads={self.num_heads}; "
+                "choose a width that the heads divide."
+            )
+
+
+def icl_transformer(config: TransformerConfig, num_tokens: int, token_width: int) -> tuple[InitFn, ApplyFn]:
+    """Builds the pure functions of the transformer.
+
+    Args:
+        config: sizes.
+        num_tokens: length of a sequence (2K).
+        token_width: width of a token (D + 1); also the width of the outputs.
+
+    Returns:
+        `(init, apply)`; `apply(params, tokens)` maps `(batch, num_tokens, token_width)` to the same shape.
+    """
+    return functional(lambda rngs: _Transformer(config, num_tokens, token_width, rngs))
+
+
+def _linear(fan_in: int, fan_out: int, rngs: nnx.Rngs, bias: bool) -> nnx.Linear:
+    bound = 1 / math.sqrt(fan_in)
+
+    def bias_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(
+        fan_in, fan_out, use_bias=bias, kernel_init=_WEIGHT_INIT, bias_init=bias_init, rngs=rngs
+    )
+
+
+def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | None:
+    return nnx.LayerNorm(config.model_width, epsilon=1e-5, rngs=rngs) if config.layer_norm else None
+
+
+def _normalise(norm: nnx.LayerNorm | None, x_BTD: Array) -> Array:
+    return x_BTD if norm is None else norm(x_BTD)
+
+
+class _Attention(nnx.Module):
+    """Causal softmax attention with fused QKV and without biases."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs) -> None:
+        self.num_heads = config.num_heads
+        self.qkv = _linear(config.model_width, 3 * config.model_width, rngs, bias=False)
+        self.output = _linear(config.model_width, config.model_width, rngs, bias=False)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        batch, tokens, width = x_BTD.shape
+        qkv_BTHC = self.qkv(x_BTD).reshape(batch, tokens, self.num_heads, 3 * width // self.num_heads)
+        q_BTHC, k_BTHC, v_BTHC = jnp.split(qkv_BTHC, 3, axis=-1)
+        scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / math.sqrt(width // self.num_heads)
+        causal_TT = jnp.tril(jnp.ones((tokens, tokens), bool))
+        weights_BHTT = jax.nn.softmax(jnp.where(causal_TT, scores_BHTT, -jnp.inf))
+        mixed_BTHC = jnp.einsum("bhqk,bkhc->bqhc", weights_BHTT, v_BTHC)
+        return self.output(mixed_BTHC.reshape(batch, tokens, width))
+
+
+class _Block(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs) -> None:
+        self.attention_norm = _norm(config, rngs)
+        self.attention = _Attention(config, rngs)
+        self.mlp_norm = _norm(config, rngs)
+        self.mlp_in = _linear(config.model_width, config.mlp_width, rngs, bias=True)
+        self.mlp_out = _linear(config.mlp_width, config.model_width, rngs, bias=True)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        x_BTD = x_BTD + self.attention(_normalise(self.attention_norm, x_BTD))
+        hidden_BTF = jax.nn.relu(self.mlp_in(_normalise(self.mlp_norm, x_BTD)))
+        return x_BTD + self.mlp_out(hidden_BTF)
+
+
+class _Transformer(nnx.Module):
+    """Embedding, positions, blocks, unembedding."""
+
+    def __init__(
+        self, config: TransformerConfig, num_tokens: int, token_width: int, rngs: nnx.Rngs
+    ) -> None:
+        self.double_residual = config.double_residual
+        self.embed = _linear(token_width, config.model_width, rngs, bias=False)
+        # A linear map of one-hot positions in the paper's code, hence its initialisation.
+        self.positions = nnx.Param(_WEIGHT_INIT(rngs.params(), (num_tokens, config.model_width), jnp.float32))
+        self.blocks = nnx.List([_Block(config, rngs) for _ in range(config.num_layers)])
+        self.final_norm = _norm(config, rngs)
+        self.unembed = _linear(config.model_width, token_width, rngs, bias=True)
+
+    def __call__(self, tokens_BTI: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
+        x_BTD = self.embed(tokens_BTI) + self.positions[...]
+        for block in self.blocks:
+            x_BTD = x_BTD + block(x_BTD) if self.double_residual else block(x_BTD)
+        return self.unembed(_normalise(self.final_norm, x_BTD))

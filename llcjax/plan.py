@@ -1,0 +1,130 @@
+"""How a sweep is cut: groups (a checkpoint at a setting, all its chains) into launches that fit memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import jax
+
+from llcjax import _compat
+from llcjax.config import SweepConfig
+
+MEMORY_SHARE = 0.85
+"""Share of a device's memory that a launch may use."""
+
+# Beyond these a launch gains nothing: throughput is flat from about 100 runs on a GPU, and a CPU's caches
+# spill long before.
+RUNS_PER_DEVICE = {"cpu": 16, "gpu": 128, "tpu": 128}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The cut of a sweep; it changes speed and memory, never the numbers."""
+
+    num_groups: int
+    """(checkpoint, setting) pairs still to run."""
+    num_chains: int
+    """Chains of each."""
+    groups_per_launch: int
+    """Groups that run at once; the last launch is padded."""
+    runs_per_launch: int
+    """Chains that run at once, padding included: a multiple of the devices, at least two on each."""
+    draws_per_chunk: int
+    """Draws between two visits of the host."""
+    num_chunks: int
+    """Chunks of one launch; the surplus of the last is dropped."""
+
+    @property
+    def num_launches(self) -> int:
+        """Launches of the sweep."""
+        return -(-self.num_groups // self.groups_per_launch)
+
+
+def make_plan(
+    config: SweepConfig,
+    *,
+    num_groups: int,
+    num_recorded: int,
+    num_devices: int,
+    memory: Callable[[int, int], int] | None,
+) -> Plan:
+    """Chooses how many groups run at once.
+
+    Args:
+        config: the sweep.
+        num_groups: (checkpoint, setting) pairs to run.
+        num_recorded: draws of a chain, burn-in included.
+        num_devices: devices that share a launch.
+        memory: `(groups, runs) -> bytes on each device` of a launch, measured by compiling it; None skips the check.
+
+    Returns:
+        The plan. The launches are as equal as they can be, so that little is padded.
+
+    Raises:
+        ValueError: not even one group fits on the devices.
+    """
+    most_runs = config.runs_per_launch or RUNS_PER_DEVICE.get(jax.default_backend(), 128) * num_devices
+    groups = _even(num_groups, max(1, most_runs // config.num_chains))
+    limit = memory_limit()
+    if memory is not None and limit is not None:
+        groups = _shrink_to_fit(groups, num_groups, config.num_chains, num_devices, memory, limit)
+    chunks = -(-num_recorded // config.draws_per_chunk)
+    return Plan(
+        num_groups=num_groups,
+        num_chains=config.num_chains,
+        groups_per_launch=groups,
+        runs_per_launch=padded_runs(groups * config.num_chains, num_devices),
+        draws_per_chunk=-(-num_recorded // chunks),
+        num_chunks=chunks,
+    )
+
+
+def padded_runs(runs: int, num_devices: int) -> int:
+    """The next width that devices share evenly; never 1 a device, which XLA compiles to another program."""
+    return max(2, -(-runs // num_devices)) * num_devices
+
+
+def memory_limit() -> int | None:
+    """Bytes that a launch may use on each device, or None where nobody can tell."""
+    device = jax.local_devices()[0]
+    limit = _compat.device_memory_bytes(device)
+    if limit is None and device.platform == "cpu":
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return None if limit is None else int(MEMORY_SHARE * limit)
+
+
+def _even(num_groups: int, most: int) -> int:
+    """Groups a launch when `num_groups` are cut into the fewest launches of at most `most`."""
+    launches = -(-num_groups // most)
+    return -(-num_groups // launches)
+
+
+def _shrink_to_fit(
+    groups: int,
+    num_groups: int,
+    num_chains: int,
+    num_devices: int,
+    memory: Callable[[int, int], int],
+    limit: int,
+) -> int:
+    """Fits a line through the memory of two launches where the first does not fit, and takes what fits."""
+
+    def runs_of(groups: int) -> int:
+        return padded_runs(groups * num_chains, num_devices)
+
+    need = memory(groups, runs_of(groups))
+    while need > limit:
+        smaller = max(1, groups // 4)
+        if groups == 1:
+            raise ValueError(
+                f"one checkpoint with {num_chains} chains needs {need / 2**30:.1f} GiB, but {limit / 2**30:.1f} GiB "
+                "may be used; take fewer chains or a smaller batch_size."
+            )
+        less = memory(smaller, runs_of(smaller))
+        slope = max((need - less) / (groups - smaller), 1)
+        fitting = int(smaller + (limit - less) / slope)
+        groups = _even(num_groups, min(max(fitting, 1), groups - 1))
+        need = memory(groups, runs_of(groups))
+    return groups

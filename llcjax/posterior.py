@@ -1,0 +1,116 @@
+"""The local tempered posterior and the loss as the rest of the library sees it.
+
+    U(w) = n_beta * L(w) + localization/2 * |w - w*|^2        (arXiv 2308.12108, eq. 14; 2402.02364, eq. 5)
+
+`n_beta` is the number of examples times the inverse temperature; `localization` is gamma.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from llcjax.types import Batch, LossFn, Params
+
+
+class Loss(NamedTuple):
+    """Losses of one batch: sums over the batch, so that microbatches and padding add up exactly."""
+
+    total: Float[Array, ""]
+    """Weighted sum of the losses (of the mean times the batch size for scalar losses)."""
+    weight: Float[Array, ""]
+    """Sum of the weights."""
+    position_total: Float[Array, " position"] | None
+    """The same per position, where the losses have positions."""
+    position_weight: Float[Array, " position"] | None
+
+    @property
+    def mean(self) -> Float[Array, ""]:
+        """L = sum(weights * losses) / sum(weights)."""
+        return self.total / self.weight
+
+    @property
+    def position_mean(self) -> Float[Array, " position"] | None:
+        """The mean loss of each position."""
+        return None if self.position_total is None else self.position_total / self.position_weight
+
+
+def evaluate(loss_fn: LossFn, params: Params, batch: Batch) -> Loss:
+    """Evaluates a loss function of any accepted form on one batch, accumulating in float32."""
+    output = loss_fn(params, batch)
+    losses, weights = output if isinstance(output, tuple) else (output, None)
+    losses = jnp.asarray(losses).astype(jnp.float32)
+    if losses.ndim == 0:
+        size = jnp.float32(batch_size_of(batch))
+        return Loss(losses * size, size, None, None)
+    weights = jnp.ones_like(losses) if weights is None else jnp.asarray(weights).astype(jnp.float32)
+    weighted = weights * losses
+    if losses.ndim == 1:
+        return Loss(jnp.sum(weighted), jnp.sum(weights), None, None)
+    position_total, position_weight = jnp.sum(weighted, 0), jnp.sum(weights, 0)
+    return Loss(jnp.sum(weighted), jnp.sum(weights), position_total, position_weight)
+
+
+def batch_size_of(batch: Batch) -> int:
+    """Size of the leading axis of a batch; 1 for a batch without arrays (a loss of the parameters alone)."""
+    leaves = jax.tree.leaves(batch)
+    return int(np.shape(leaves[0])[0]) if leaves else 1
+
+
+def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
+    """Checks what a loss returns without computing it.
+
+    Args:
+        loss_fn: the loss.
+        params: parameters or their shapes.
+        batch: a batch or its shapes.
+
+    Returns:
+        Whether the loss has a position axis.
+
+    Raises:
+        ValueError: the loss does not return a scalar, `(batch,)` or `(batch, position)` losses, or
+            `(losses, weights)` of equal shape.
+    """
+    output = jax.eval_shape(loss_fn, params, batch)
+    parts = output if isinstance(output, tuple) else (output,)
+    if len(parts) > 2 or not all(hasattr(part, "shape") for part in parts):
+        raise ValueError(
+            f"loss_fn returned {jax.tree.structure(output)}; return losses, or (losses, weights) of equal shape."
+        )
+    shapes = [part.shape for part in parts]
+    size = batch_size_of(batch)
+    per_example = 1 <= len(shapes[0]) <= 2 and shapes[0][0] == size
+    if len(set(shapes)) > 1 or not (per_example or (shapes == [()])):
+        raise ValueError(
+            f"loss_fn returned shape {' and '.join(map(str, shapes))} for a batch of {size}; return a scalar mean, "
+            f"per-example losses ({size},), per-position losses ({size}, position), or (losses, weights) of equal shape."
+        )
+    return len(shapes[0]) == 2
+
+
+class LocalPosterior(NamedTuple):
+    """A tempered posterior localised at an anchor w*; its numbers may be traced."""
+
+    loss_fn: LossFn
+    anchor: Params
+    n_beta: Float[Array, ""] | float
+    localization: Float[Array, ""] | float
+
+    def loss(self, params: Params, batch: Batch) -> Loss:
+        """Losses of one batch at `params`."""
+        return evaluate(self.loss_fn, params, batch)
+
+    def loss_and_grad(self, params: Params, batch: Batch) -> tuple[Loss, Params]:
+        """Losses of one batch and the gradient of their mean (without n_beta and localisation)."""
+
+        def mean(params: Params) -> tuple[Float[Array, ""], Loss]:
+            loss = self.loss(params, batch)
+            return loss.mean, loss
+
+        gradient, loss = jax.grad(mean, has_aux=True)(params)
+        return loss, gradient

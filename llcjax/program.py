@@ -1,0 +1,234 @@
+"""The compiled program of a sweep: many runs vmapped on a device, sharded over devices, a chunk of draws at a time.
+
+A run is one (checkpoint, setting, chain). Data, anchors and hyperparameters enter as arguments, so one
+compilation serves every launch and every chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from llcjax import _compat, trees
+from llcjax.chain import (
+    ChainState,
+    Draw,
+    Recording,
+    advance,
+    prior_start,
+    record_and_advance,
+    scan_draws,
+    start_chain,
+)
+from llcjax.data import dataset_loss, draw_batch
+from llcjax.posterior import LocalPosterior, Loss, evaluate
+from llcjax.samplers import SAMPLERS, Sampler
+from llcjax.types import Batch, LossFn, Observe, Params, PRNGKey
+
+RUN = PartitionSpec("run")
+SAME = PartitionSpec()
+
+
+class RunInputs(NamedTuple):
+    """What distinguishes the runs of a launch; every leaf has the leading axis `run`."""
+
+    group: Int[Array, " run"]
+    """Index into the anchors of the launch."""
+    stream: Int[Array, " run"]
+    """Index into the shared batch streams (the chain); unused where every run has its own."""
+    n_beta: Float[Array, " run"]
+    localization: Float[Array, " run"]
+    step_size: Float[Array, " run"]
+    noise_root: Key[Array, " run"]
+    init_root: Key[Array, " run"]
+
+
+class Recorded(NamedTuple):
+    """Draws of a chunk; every leaf has leading axes `(run, draw)`."""
+
+    draw: Draw
+    full_loss: Float[Array, "run draw"] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramSpec:
+    """Everything that is compiled into a program; equal specs share one compilation."""
+
+    loss_fn: LossFn
+    draw: Callable[[PRNGKey], Batch] | None
+    batch_size: int | None
+    sampler: str
+    init: str
+    precision: str
+    num_steps_between_draws: int
+    draws_per_chunk: int
+    eval_every: int
+    paired: bool
+    per_position: bool
+    observe: Observe | None
+    own_streams: bool
+    """Whether each run has its own batches; otherwise runs of the same chain share them."""
+    has_batches: bool
+    """Whether batches are drawn at all; otherwise every step sees all examples."""
+
+
+class Program:
+    """Compiled functions of a spec on a mesh; `build` caches them."""
+
+    def __init__(self, spec: ProgramSpec, mesh: Mesh) -> None:
+        self.spec = spec
+        self.mesh = mesh
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
+        self.init_fn = jax.jit(_compat.shard_runs(self._init, mesh, (SAME, RUN), RUN))
+        stream_spec = RUN if spec.own_streams else SAME
+        in_specs = (RUN, SAME, RUN, stream_spec, SAME, SAME)
+        sharded = _compat.shard_runs(self._advance, mesh, in_specs, (RUN, RUN))
+        self.advance_fn = jax.jit(sharded, donate_argnums=0)
+        self.loss_fn = jax.jit(self._dataset_loss)
+
+    def put(self, tree: Any, spec: PartitionSpec = SAME) -> Any:
+        """Moves arrays to the devices of the mesh."""
+        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+
+    def init(self, anchors: Params, runs: RunInputs) -> ChainState:
+        """Starts the chains of a launch."""
+        return self._compile("init", self.init_fn, anchors, runs)(anchors, runs)
+
+    def advance(self, *args: Any) -> tuple[ChainState, Recorded]:
+        """Runs one chunk: `(states, anchors, runs, batch_roots, arrays, first_draw) -> (states, recorded)`."""
+        return self._compile("advance", self.advance_fn, *args)(*args)
+
+    def memory_bytes(self, *args: Any) -> int:
+        """Bytes that one chunk needs on each device, from its compilation."""
+        facts = self._compile("advance", self.advance_fn, *args).memory_analysis()
+        return int(
+            facts.temp_size_in_bytes
+            + facts.argument_size_in_bytes
+            + facts.output_size_in_bytes
+            - facts.alias_size_in_bytes
+        )
+
+    def dataset_loss(self, params: Params, arrays: Any) -> Loss:
+        """L(w*) over all examples."""
+        with self._precision():
+            return self.loss_fn(params, arrays)
+
+    def _compile(self, name: str, function: Any, *args: Any) -> jax.stages.Compiled:
+        avals = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), args)
+        key = (name, str(avals))
+        if key not in self._compiled:
+            with self._precision():
+                self._compiled[key] = function.lower(*args).compile()
+        return self._compiled[key]
+
+    def _precision(self) -> Any:
+        platform = self.mesh.devices.flat[0].platform
+        platform = "gpu" if platform in ("cuda", "rocm") else platform
+        return jax.default_matmul_precision(_compat.matmul_precision(self.spec.precision, platform))
+
+    def _init(self, anchors: Params, runs: RunInputs) -> ChainState:
+        def start(run: RunInputs, anchor: Params) -> ChainState:
+            posterior, sampler = self._sampler(run, anchor)
+            begin = anchor if self.spec.init == "anchor" else prior_start(run.init_root, posterior)
+            return start_chain(sampler, begin)
+
+        return jax.vmap(start)(runs, trees.take(anchors, runs.group))
+
+    def _sampler(self, run: RunInputs, anchor: Params) -> tuple[LocalPosterior, Sampler]:
+        posterior = LocalPosterior(self.spec.loss_fn, anchor, run.n_beta, run.localization)
+        return posterior, SAMPLERS[self.spec.sampler](posterior, run.step_size)
+
+    def _advance(
+        self,
+        states: ChainState,
+        anchors: Params,
+        runs: RunInputs,
+        batch_roots: Key[Array, " stream"],
+        arrays: Any,
+        first_draw: Int[Array, ""],
+    ) -> tuple[ChainState, Recorded]:
+        spec = self.spec
+        anchor_of_run = trees.take(anchors, runs.group)
+        recording = Recording(paired=spec.paired, per_position=spec.per_position, observe=spec.observe)
+
+        def over_runs(step_one_run: Callable, states: ChainState, step: Int[Array, ""]) -> Any:
+            # Batches are drawn once a stream, outside the vmap over runs, and picked by index inside it.
+            batches, axis = self._batches(arrays, batch_roots, step)
+
+            def one(run: RunInputs, anchor: Params, state: ChainState, batch: Batch) -> Any:
+                posterior, sampler = self._sampler(run, anchor)
+                if spec.has_batches and not spec.own_streams:
+                    batch = trees.take(batch, run.stream)
+                return step_one_run(sampler, posterior, jax.random.fold_in(run.noise_root, step), state, batch)
+
+            return jax.vmap(one, in_axes=(0, 0, 0, axis))(runs, anchor_of_run, states, batches)
+
+        def record(states: ChainState, step: Int[Array, ""]) -> tuple[ChainState, Recorded]:
+            full_loss = self._full_loss(states, arrays, step)
+            moved, draw = over_runs(
+                lambda sampler, posterior, key, state, batch: record_and_advance(
+                    sampler, posterior, recording, key, state, step, batch
+                ),
+                states,
+                step,
+            )
+            return moved, Recorded(draw, full_loss)
+
+        def move(states: ChainState, step: Int[Array, ""]) -> ChainState:
+            return over_runs(
+                lambda sampler, _, key, state, batch: advance(sampler, key, state, step, batch)[0], states, step
+            )
+
+        states, recorded = scan_draws(
+            record,
+            move,
+            states,
+            first_draw,
+            num_draws=spec.draws_per_chunk,
+            num_steps_between_draws=spec.num_steps_between_draws,
+        )
+        return states, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), recorded)
+
+    def _batches(self, arrays: Any, roots: Key[Array, " stream"], step: Int[Array, ""]) -> tuple[Batch, int | None]:
+        spec = self.spec
+        if not spec.has_batches:
+            return arrays, None
+        draw = functools.partial(draw_batch, arrays, spec.draw, spec.batch_size)
+        batches = jax.vmap(lambda root: draw(jax.random.fold_in(root, step)))(roots)
+        return batches, 0 if spec.own_streams else None
+
+    def _full_loss(self, states: ChainState, arrays: Any, step: Int[Array, ""]) -> Float[Array, " run"] | None:
+        spec = self.spec
+        if not spec.eval_every:
+            return None
+        params = states.sampler.params
+        runs = jax.tree.leaves(params)[0].shape[0]
+        return jax.lax.cond(
+            (step // spec.num_steps_between_draws) % spec.eval_every == 0,
+            lambda: jax.vmap(lambda p: self._dataset_loss(p, arrays).mean)(params),
+            lambda: jnp.full((runs,), jnp.nan),
+        )
+
+    def _dataset_loss(self, params: Params, arrays: Any) -> Loss:
+        return dataset_loss(self.spec.loss_fn, params, arrays, self.spec.batch_size)
+
+
+@functools.lru_cache(maxsize=64)
+def build(spec: ProgramSpec, mesh: Mesh) -> Program:
+    """The program of a spec; a second call with an equal spec compiles nothing."""
+    return Program(spec, mesh)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def sampled_losses(
+    loss_fn: LossFn, draw: Callable[[PRNGKey], Batch], params: Params, batch_keys: Key[Array, " batch"]
+) -> Loss:
+    """Losses of `params` on batches from a function, with a leading batch axis."""
+    return jax.lax.map(lambda key: evaluate(loss_fn, params, draw(key)), batch_keys)

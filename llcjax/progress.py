@@ -1,0 +1,87 @@
+"""Progress bars of training and sweeping."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class _Bar:
+    """A rich progress bar with one free-form field; silent where it is disabled or there is nothing to draw on."""
+
+    def __init__(self, title: str, total: int, done: int, enabled: bool) -> None:
+        self.progress = Progress(
+            TextColumn(f"[bold]{title}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=Console(file=sys.stderr),
+            disable=not enabled,
+            refresh_per_second=4,
+        )
+        self.task = self.progress.add_task(title, total=total, completed=done, facts="")
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, done: int, facts: str) -> None:
+        """Moves the bar to `done` of its total."""
+        self.progress.update(self.task, completed=done, facts=facts)
+
+
+class TrainProgress(_Bar):
+    """Progress of training: steps, loss, steps a second, time left."""
+
+    def __init__(self, num_steps: int, done: int, *, enabled: bool) -> None:
+        super().__init__("train", num_steps, done, enabled)
+
+    def update(self, step: int, loss: float | None) -> None:
+        """Shows the step that was reached and the mean loss of the last segment."""
+        speed = self.progress.tasks[0].speed
+        facts = "" if loss is None else f"loss {loss:.4g}"
+        self.show(step, facts + (f"  {speed:,.0f} steps/s" if speed else ""))
+
+
+class SweepProgress(_Bar):
+    """Progress of a sweep in draws of all runs: runs, chain-steps a second, time left, LLC range."""
+
+    def __init__(self, total_draws: int, done: int, *, enabled: bool) -> None:
+        super().__init__("sweep", total_draws, done, enabled)
+
+    def update(self, stats: SweepStats) -> None:
+        """Shows the state of the sweep after a chunk."""
+        self.show(
+            stats.draws_done,
+            f"{stats.runs_done}/{stats.num_runs} runs  {stats.chain_steps_per_second:,.0f} chain-steps/s  "
+            f"LLC {stats.llc_low:.3g} to {stats.llc_high:.3g}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SweepStats:
+    """What a sweep reports after each chunk of draws."""
+
+    draws_done: int
+    """Draws of all runs so far."""
+    total_draws: int
+    """Draws of all runs in all."""
+    runs_done: int
+    """Runs that are complete."""
+    num_runs: int
+    """Runs in all."""
+    chain_steps_per_second: float
+    """Sampler steps of all chains a second, since the sweep was started or resumed."""
+    llc_low: float
+    """Smallest LLC of a chain in the chunk (no unit)."""
+    llc_high: float
+    """Largest LLC of a chain in the chunk."""

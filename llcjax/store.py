@@ -1,0 +1,176 @@
+"""The zarr store of a sweep: facts of every run, written chunk by chunk, opened as an `xarray.Dataset`.
+
+A zarr chunk is one (checkpoint, setting), all its chains, one block of draws. The number of finished draws of a
+group is written after its draws, so what lies beyond it is redone and never trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.storage import MemoryStore
+
+FORMAT = 1
+"""Version of the layout."""
+
+_NAN = float("nan")
+LONG_NAMES = {
+    "loss": "L(w_t) on the batch of the step",
+    "baseline_loss": "L(w*) on the same batch",
+    "loss_position": "L(w_t) of each position",
+    "baseline_loss_position": "L(w*) of each position on the same batch",
+    "distance": "Euclidean distance from the checkpoint",
+    "full_loss": "L(w_t) on all examples",
+    "first_nonfinite_step": "first sampler step with a loss that is not finite, -1 for none",
+    "num_draws_done": "finished draws of each chain",
+    "init_loss": "L(w*) on all examples",
+    "init_loss_stderr": "standard error of init_loss",
+    "init_loss_position": "L(w*) of each position on all examples",
+}
+
+
+class SweepStore:
+    """Writes a sweep, to a folder or to memory; only the sweep itself uses it."""
+
+    def __init__(self, group: zarr.Group, path: Path | None) -> None:
+        self.group = group
+        self.path = path
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | None,
+        *,
+        coords: dict[str, tuple[tuple[str, ...], np.ndarray]],
+        attrs: dict[str, Any],
+    ) -> SweepStore:
+        """Creates an empty store (in memory where `path` is None) with its coordinates and attributes."""
+        target = MemoryStore() if path is None else str(path)
+        beside = " ".join(name for name, (dims, _) in coords.items() if dims != (name,))
+        # xarray takes the names under `coordinates` as coordinates that index no dimension.
+        group = zarr.create_group(target, attributes={"llcjax_format": FORMAT, "coordinates": beside, **attrs})
+        store = cls(group, path)
+        for name, (dims, values) in coords.items():
+            store.put(name, dims, values)
+        return store
+
+    @classmethod
+    def reopen(cls, path: Path) -> SweepStore:
+        """Opens a store to go on writing.
+
+        Raises:
+            ValueError: the folder holds no sweep, or a broken one.
+        """
+        return cls(_open_group(path, "r+"), path)
+
+    def put(self, name: str, dims: tuple[str, ...], values: np.ndarray) -> None:
+        """Writes a whole small array."""
+        array = self.group.create_array(name, data=np.asarray(values), dimension_names=dims, overwrite=True)
+        if name in LONG_NAMES:
+            array.attrs["long_name"] = LONG_NAMES[name]
+
+    def allocate(
+        self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, fill: Any
+    ) -> None:
+        """Makes room for an array that is written in pieces."""
+        array = self.group.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, dimension_names=dims
+        )
+        array.attrs["long_name"] = LONG_NAMES.get(name, name)
+
+    def write(self, name: str, index: tuple[Any, ...], values: np.ndarray) -> None:
+        """Writes a piece of an allocated array."""
+        self.group[name][index] = values
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads a whole array."""
+        return np.asarray(self.group[name][...])
+
+    def open(self) -> xr.Dataset:
+        """The store as a dataset; loaded where it lives in memory, lazy where it lies on disk."""
+        return _dataset(self.group)
+
+    @property
+    def resume_file(self) -> Path | None:
+        """Where the state of the launch in flight is kept."""
+        return None if self.path is None else self.path / "resume.npz"
+
+    def save_state(self, groups: np.ndarray, draws_done: int, leaves: list[np.ndarray]) -> None:
+        """Keeps the state of a launch in flight, atomically."""
+        if self.resume_file is None:
+            return
+        draft = self.resume_file.with_suffix(".tmp")
+        with draft.open("wb") as file:
+            np.savez(file, groups=groups, draws_done=draws_done, **{f"leaf_{i}": x for i, x in enumerate(leaves)})
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.resume_file)
+
+    def load_state(self) -> tuple[np.ndarray, int, list[np.ndarray]] | None:
+        """The state of the launch in flight, or None if there is none that can be read."""
+        if self.resume_file is None or not self.resume_file.exists():
+            return None
+        try:
+            with np.load(self.resume_file, allow_pickle=False) as saved:
+                leaves = [saved[f"leaf_{i}"] for i in range(len(saved.files) - 2)]
+                return saved["groups"], int(saved["draws_done"]), leaves
+        except Exception:  # torn by a crash: the launch is redone
+            return None
+
+    def drop_state(self) -> None:
+        """Forgets the state of a launch that is complete."""
+        if self.resume_file is not None:
+            self.resume_file.unlink(missing_ok=True)
+
+
+def is_sweep(path: Path | str) -> bool:
+    """Whether a folder looks like a store of a sweep."""
+    return (Path(path) / "zarr.json").is_file()
+
+
+def open_sweep(path: Path | str) -> xr.Dataset:
+    """Opens the store of a sweep as a lazy dataset.
+
+    Args:
+        path: the folder that `llcjax sweep` wrote.
+
+    Returns:
+        Facts with dimensions `(checkpoint, setting, chain, draw[, position])`; the README lists the variables.
+        `checkpoint` holds training steps and `draw` sampler steps, burn-in included.
+
+    Raises:
+        ValueError: the folder holds no sweep, or a corrupt one.
+    """
+    return _dataset(_open_group(Path(path), "r"))
+
+
+def _open_group(path: Path, mode: str) -> zarr.Group:
+    try:
+        group = zarr.open_group(str(path), mode=mode)
+        version = group.attrs["llcjax_format"]
+        broken = [name for name, array in group.arrays() if len(array.metadata.dimension_names or ()) != array.ndim]
+    except Exception as error:  # zarr raises many types on missing and on broken metadata
+        raise ValueError(
+            f"{path} is no store of a sweep, or a corrupt one ({type(error).__name__}: {error}); run `llcjax sweep`."
+        ) from error
+    if version != FORMAT or broken:
+        raise ValueError(f"{path} has store format {version} {broken}, but this llcjax reads {FORMAT}; sweep again.")
+    for needed in ("loss", "num_draws_done", "first_nonfinite_step", "checkpoint"):
+        if needed not in group:
+            raise ValueError(f"{path} is a corrupt store: it lacks the array {needed!r}; sweep again.")
+    return group
+
+
+def _dataset(group: zarr.Group) -> xr.Dataset:
+    return xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+
+
+def load_json(dataset: xr.Dataset, name: str) -> Any:
+    """An attribute that holds JSON."""
+    return json.loads(dataset.attrs[name])
