@@ -1,0 +1,57 @@
+"""llcjax: local learning coefficients of neural networks in JAX.
+
+    task -> train -> CheckpointBank -> sweep -> store -> estimates -> stages -> report
+
+Each arrow is one pure function and one type. `estimate_llc` is the one call for one model; `sweep` is its batched
+form over a bank of checkpoints.
+"""
+
+from llcjax import _compat
+
+_compat.check_versions()
+
+from llcjax.chain import Recording, run_chain  # noqa: E402
+from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank  # noqa: E402
+from llcjax.config import Setting, SweepConfig  # noqa: E402
+from llcjax.diagnostics import Verdict  # noqa: E402
+from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
+from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
+from llcjax.interrupt import Interrupted  # noqa: E402
+from llcjax.posterior import LocalPosterior  # noqa: E402
+from llcjax.samplers import SAMPLERS, Sampler, sgld  # noqa: E402
+from llcjax.stages import Stages, find_stages, llc_stages  # noqa: E402
+from llcjax.store import open_sweep  # noqa: E402
+from llcjax.sweep import sweep  # noqa: E402
+from llcjax.train import TrainConfig, train  # noqa: E402
+
+__all__ = [
+    "SAMPLERS",
+    "CheckpointBank",
+    "Interrupted",
+    "LLCEstimate",
+    "LocalPosterior",
+    "Recording",
+    "Sampler",
+    "Setting",
+    "Stages",
+    "SweepConfig",
+    "TrainConfig",
+    "Verdict",
+    "estimate_llc",
+    "estimates",
+    "excess_loss",
+    "find_stages",
+    "import_bank",
+    "llc_stages",
+    "load_bank",
+    "open_sweep",
+    "run_chain",
+    "running_llc",
+    "save_bank",
+    "sgld",
+    "sweep",
+    "train",
+    "wbic",
+]
+
+__version__ = "0.1.0"

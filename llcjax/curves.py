@@ -1,7 +1,8 @@
 """Gaussian-process fits of noisy curves over log(step + 1), with the posterior of the curve and of its slope.
 
-One idea: a curve along training is measured with error at some checkpoints; what is known about the curve between and
-at them is a set of posterior draws on a fine grid. `llcjax.stages` reads everything it reports off those draws.
+One idea: a curve along training is measured with error at some checkpoints; what is known about the curve
+between and at them is a set of posterior draws on a fine grid. `llcjax.stages` reads everything it reports
+off those draws.
 
 The fit runs in float64 inside `jax.enable_x64(True)`; the rest of the process keeps its precision.
 """
@@ -24,7 +25,7 @@ from tinygp import GaussianProcess, kernels, noise
 BAND = 0.90  # probability inside every band and interval of this module and of llcjax.stages
 _NORMAL_95 = 1.6448536269514722  # a 90% band is the mean -+ this many standard deviations
 _NUM_HYPER = 16  # hyperparameter draws; the curve draws are shared out between them
-_LEVEL_VARIANCE = 10.0  # prior variance of the curve's level, in variances of the values: the level is left free
+_LEVEL_VARIANCE = 10.0  # prior variance of the curve's level, in variances of the values: it is left free
 _JITTER = 1e-11  # added to posterior covariances before their Cholesky factor, in variances of the values
 
 
@@ -84,7 +85,7 @@ class CurvePosterior:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Problem:
-    """A standardised curve and the priors of (log amplitude, log length, log time scale, log noise, noise trend)."""
+    """A standardised curve; priors of (log amplitude, log length, log time scale, log noise, noise trend)."""
 
     data: dict[str, np.ndarray]
     prior_mean: np.ndarray
@@ -95,10 +96,10 @@ class _Problem:
 
 
 def _process(theta: jax.Array, data: dict[str, jax.Array]) -> GaussianProcess:
-    """Return the process of the measured points: Matern 5/2 over log(step + time scale), plus a free level."""
+    """Return the process of the points: Matern 5/2 over log(step + time scale), plus a free level."""
     amplitude, length, time_scale = jnp.exp(theta[0]), jnp.exp(theta[1]), jnp.exp(theta[2])
-    # Dynamics below the time scale are smooth in steps, so a stationary kernel of log(step + 1) would be far too
-    # loose there; on the published regression curve the time scale is worth 65 to 145 nats of evidence.
+    # Dynamics below the time scale are smooth in steps, so a stationary kernel of log(step + 1) would be far
+    # too loose there; on the published regression curve the time scale is worth 65 to 145 nats of evidence.
     kernel = amplitude**2 * kernels.Matern52(length) + kernels.Constant(_LEVEL_VARIANCE)
     fitted = jnp.exp(2 * (theta[3] + theta[4] * data["position"]))
     covariance = data["error"] + jnp.diag(fitted)
@@ -116,7 +117,7 @@ def _objective(
 def _predict(
     theta: jax.Array, data: dict[str, jax.Array], grid_x: jax.Array, normals: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """Return mean, sd, slope mean, slope sd (G,), value and slope draws (n, G) under one hyperparameter draw."""
+    """Return mean, sd, slope mean, slope sd (G,), value and slope draws (n, G) for one theta."""
     new = jnp.log(jnp.expm1(grid_x) + jnp.exp(theta[2]))
     posterior = _process(theta, data).condition(data["value"], new).gp
     mean, covariance = posterior.loc, posterior.covariance
@@ -138,7 +139,7 @@ _hessian = jax.jit(jax.hessian(_objective))
 def _predict_all(
     thetas: jax.Array, data: dict[str, jax.Array], grid_x: jax.Array, normals: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """Return `_predict` under each hyperparameter draw (H, ...), one after another to keep the memory small."""
+    """Return `_predict` of each hyperparameter draw (H, ...), one after another to keep the memory small."""
     return jax.lax.map(lambda pair: _predict(pair[0], data, grid_x, pair[1]), (thetas, normals))
 
 
@@ -163,17 +164,17 @@ def check_curve(
     arrays = {name: np.asarray(array, dtype=np.float64) for name, array in given.items() if array is not None}
     steps = arrays["step"]
     if steps.ndim != 1 or steps.size < 5:
-        raise ValueError(f"step has shape {steps.shape}; give a one-dimensional array of at least 5 checkpoints.")
+        raise ValueError(f"step has shape {steps.shape}; give one dimension, at least 5 checkpoints.")
     for name, array in arrays.items():
         if array.shape != steps.shape:
-            raise ValueError(f"{name} has shape {array.shape} and step has {steps.shape}; give one {name} a step.")
+            raise ValueError(f"{name} has shape {array.shape} and step {steps.shape}; give one a step.")
         if bad := int(np.sum(~np.isfinite(array))):
-            raise ValueError(f"{name} has {bad} NaN or infinite entries; remove those checkpoints before the fit.")
+            raise ValueError(f"{name} has {bad} NaN or infinite entries; remove those checkpoints first.")
     if steps.min() < 0:
         raise ValueError(f"step contains {steps.min():g}; training steps must be 0 or larger.")
     order = np.argsort(steps, kind="stable")
     if repeats := int(np.sum(np.diff(steps[order]) == 0)):
-        raise ValueError(f"step repeats {repeats} of its entries; average or remove the duplicate checkpoints.")
+        raise ValueError(f"step repeats {repeats} of its entries; average or remove the duplicates.")
     if "stderr" in arrays and arrays["stderr"].min() < 0:
         raise ValueError(f"stderr contains {arrays['stderr'].min():g}; standard errors must be 0 or larger.")
     ordered = {name: array[order] for name, array in arrays.items()}
@@ -181,15 +182,15 @@ def check_curve(
 
 
 def error_covariance(step: Any, values_per_chain: Any) -> np.ndarray:
-    """Return a well-conditioned covariance of the errors of a curve whose chains share keys between checkpoints.
+    """Return a well-conditioned covariance of the errors of a curve whose checkpoints share keys.
 
-    With common keys a chain that is high at one checkpoint is high at the next. A shift common to all points does not
-    change a slope, so such errors make differences along the curve *more* certain than their standard errors suggest;
-    a fit that takes them as independent gives intervals of differences that are too wide, and bands of the level that
-    are too narrow. The sample covariance of K chains has rank K - 1 and cannot be used as it is. This estimate keeps
-    the measured standard error of each checkpoint and models the correlation of two of them as
-    r * exp(-|dx| / l) (+ 1 - r on the diagonal), x = log(step + 1), with r and l fitted by least squares to all
-    pairs of sample correlations.
+    With common keys a chain that is high at one checkpoint is high at the next. A shift common to all points
+    does not change a slope, so such errors make differences along the curve *more* certain than their
+    standard errors suggest; a fit that takes them as independent gives intervals of differences that are too
+    wide, and bands of the level that are too narrow. The sample covariance of K chains has rank K - 1 and
+    cannot be used as it is. This estimate keeps the measured standard error of each checkpoint and models the
+    correlation of two of them as r * exp(-|dx| / l) (+ 1 - r on the diagonal), x = log(step + 1), with r and
+    l fitted by least squares to all pairs of sample correlations.
 
     Args:
         step: (C,) training steps, increasing.
@@ -202,6 +203,7 @@ def error_covariance(step: Any, values_per_chain: Any) -> np.ndarray:
         ValueError: For fewer than 3 chains, a shape that does not match, or values that are not finite.
 
     Example:
+        >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> shared = rng.normal(size=(8, 1)) + 0.1 * rng.normal(size=(8, 6))
         >>> covariance = error_covariance([0, 10, 100, 1000, 10000, 100000], shared)
@@ -211,10 +213,11 @@ def error_covariance(step: Any, values_per_chain: Any) -> np.ndarray:
     chains, x = np.asarray(values_per_chain, dtype=np.float64), np.log1p(np.asarray(step, dtype=np.float64))
     if chains.ndim != 2 or chains.shape[1] != x.size or chains.shape[0] < 3:
         raise ValueError(
-            f"values_per_chain has shape {chains.shape}; give (chain, checkpoint) with at least 3 chains and {x.size} checkpoints."
+            f"values_per_chain has shape {chains.shape}; give (chain, checkpoint) with at least 3 chains and "
+            f"{x.size} checkpoints."
         )
     if bad := int(np.sum(~np.isfinite(chains))):
-        raise ValueError(f"values_per_chain has {bad} NaN or infinite entries; leave out the chains that diverged.")
+        raise ValueError(f"values_per_chain has {bad} NaN or infinite entries; leave out diverged chains.")
     deviations = chains - chains.mean(axis=0)
     norms = np.sqrt(np.sum(deviations**2, axis=0))
     units = deviations / np.where(norms > 0, norms, 1.0)
@@ -238,19 +241,19 @@ def _fit_correlation(distance: np.ndarray, sample: np.ndarray) -> np.ndarray:
 
 
 def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _Problem:
-    """Standardise the values and set the priors; without measured errors the noise and its trend are fitted."""
+    """Standardise the values and set the priors; without measured errors noise and trend are fitted."""
     x = np.log1p(step)
     width = x[-1] - x[0]
     offset, scale = float(value.mean()), float(value.std()) or 1.0
     measured = error is not None
-    # Amplitude and length priors are wide but proper: where noise drowns the curve the posterior falls back on them,
-    # the slope stays uncertain, and no plateau is claimed.
+    # Amplitude and length priors are wide but proper: where noise drowns the curve the posterior falls back
+    # on them, the slope stays uncertain, and no plateau is claimed.
     prior_mean = np.array([0.0, np.log(width / 10), np.log(10.0), np.log(0.005 if measured else 0.02), 0.0])
     prior_sd = np.array([1.0, 1.0, 3.0, 1.5 if measured else 2.0, 2.0])
     trend = 0.0 if measured else 6.0
     shortest = np.log(min(np.median(np.diff(x)), width / 10))
     bounds = np.array(
-        [(-4, 4), (shortest, np.log(4 * width)), (0, np.log(step[-1] + 1)), (np.log(1e-6), 1), (-trend, trend)]
+        [(-4, 4), (shortest, np.log(4 * width)), (0, np.log1p(step[-1])), (np.log(1e-6), 1), (-trend, trend)]
     )
     data = {
         "step": step,
@@ -266,7 +269,7 @@ def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _
 def _minimize(
     objective: Callable[[np.ndarray], tuple[Any, Any]], starts: np.ndarray, bounds: np.ndarray
 ) -> np.ndarray:
-    """Return the best end point of L-BFGS-B from several starts; a failed factorisation counts as very unlikely."""
+    """Return the best end of L-BFGS-B from several starts; a failed factorisation counts as unlikely."""
 
     def guarded(theta: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = objective(theta)
@@ -280,16 +283,17 @@ def _minimize(
 
 
 def _hyperparameters(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
-    """Return (H, 5) hyperparameters: the most probable ones, then draws of the Laplace approximation around them."""
+    """Return (H, 5) hyperparameters: the most probable, then draws of the Laplace approximation there."""
     arguments = (problem.data, problem.prior_mean, problem.prior_sd)
     width = np.log(10) + problem.prior_mean[1]
-    starts = np.stack([problem.prior_mean] * 6)
-    starts[:, 1] = np.tile([width - 4, width - 2.5, width - 1], 2)
-    starts[:, 2] = np.tile([0.0, np.log(100.0), np.log(1000.0)], 2)
-    starts[:3, 3], starts[3:, 3] = np.log(0.003), np.log(0.1)
+    starts = np.stack([problem.prior_mean] * 4)
+    starts[:, 1] = [width - 3.5, width - 2, width - 3.5, width - 2]
+    starts[:, 2] = np.log([1.0, 100.0, 1000.0, 100.0])
+    starts[:, 3] = np.log([0.003, 0.003, 0.1, 0.1])
     best = _minimize(lambda theta: _value_and_grad(theta, *arguments), starts, problem.bounds)
     curvature, axes = np.linalg.eigh(np.asarray(_hessian(best, *arguments)))
-    # The prior bounds the width from above, also where the best point lies on a bound or the Hessian is not positive.
+    # The prior bounds the width from above, also where the best point lies on a bound or the Hessian is not
+    # positive.
     widths = 1 / np.sqrt(np.maximum(curvature, 1 / problem.prior_sd.max() ** 2))
     draws = best + (rng.standard_normal((_NUM_HYPER - 1, best.size)) * widths) @ axes.T
     return np.vstack([best, np.clip(draws, problem.bounds[:, 0], problem.bounds[:, 1])])
@@ -307,10 +311,10 @@ def fit_curve(
 ) -> CurvePosterior:
     """Fit a Gaussian process to a curve over log(step + 1).
 
-    Kernel: Matern 5/2 over log(step + time_scale) with a free level. Noise: the measured errors plus a small fitted
-    jitter; without measured errors, a fitted standard deviation whose logarithm is linear in log(step + 1). The five
-    hyperparameters are found by L-BFGS from six starts and their uncertainty enters through 16 draws of the Laplace
-    approximation. Cost: O(C^3) for C checkpoints.
+    Kernel: Matern 5/2 over log(step + time_scale) with a free level. Noise: the measured errors plus a small
+    fitted jitter; without measured errors, a fitted standard deviation whose logarithm is linear in log(step
+    + 1). The five hyperparameters are found by L-BFGS from four starts and their uncertainty enters through 16
+    draws of the Laplace approximation. Cost: O(C^3) for C checkpoints.
 
     Args:
         step: (C,) training steps, C >= 5.
@@ -337,26 +341,24 @@ def fit_curve(
     with jax.enable_x64(True):
         thetas = _hyperparameters(problem, rng)
         parts = [np.asarray(part) for part in _predict_all(thetas, problem.data, x, normals)]
-    whole = np.all(np.isfinite(parts[4]), axis=(1, 2))  # a draw of extreme hyperparameters may fail to factorise
+    whole = np.all(np.isfinite(parts[4]), axis=(1, 2))  # extreme draws may fail to factorise
     if not whole.any():
-        raise ValueError("value could not be fitted in float64; check the errors given, some are likely far too small.")
+        raise ValueError("value could not be fitted in float64; check the errors, some may be far too small.")
     return _posterior(problem, thetas[0], x, [part[whole] for part in parts])
 
 
-def _measured_covariance(
-    errors: np.ndarray | None, covariance: Any, order: np.ndarray
-) -> np.ndarray | None:
-    """Return the (C, C) covariance of the measured errors in sorted order, or None where nothing was measured."""
+def _measured_covariance(errors: np.ndarray | None, covariance: Any, order: np.ndarray) -> np.ndarray | None:
+    """Return the (C, C) covariance of the measured errors in sorted order, or None where there are none."""
     if covariance is None:
         return None if errors is None else np.diag(errors**2)
     if errors is not None:
-        raise ValueError("stderr and error_covariance are both given; give one (the covariance holds the errors).")
+        raise ValueError("stderr and error_covariance are both given; give one (the covariance holds both).")
     matrix = np.asarray(covariance, dtype=np.float64)
     if matrix.shape != (order.size, order.size) or not np.all(np.isfinite(matrix)):
-        raise ValueError(f"error_covariance has shape {matrix.shape}; give finite entries, {order.size} by {order.size}.")
+        raise ValueError(f"error_covariance has shape {matrix.shape}; give a finite {(order.size,) * 2}.")
     smallest, largest = np.linalg.eigvalsh(matrix)[[0, -1]]
     if smallest < -1e-8 * max(largest, 0.0) or not np.allclose(matrix, matrix.T):
-        raise ValueError(f"error_covariance has the eigenvalue {smallest:g}; give a symmetric positive matrix.")
+        raise ValueError(f"error_covariance has the eigenvalue {smallest:g}; give a positive matrix.")
     return matrix[np.ix_(order, order)]
 
 
@@ -418,11 +420,12 @@ def _paper_predict(theta: jax.Array, x: jax.Array, value: jax.Array) -> jax.Arra
 def paper_curve(step: Any, value: Any) -> CurveFit:
     """Fit a curve as Hoogland et al. (arXiv 2402.02364) did, at the checkpoints themselves.
 
-    Kernel: variance in [1e-3, 1e3] times a squared exponential of length in [0.5, 1e3] over log(step + 1), no noise
-    term (1e-10 on the diagonal, as in scikit-learn), the raw values with mean 0. On their curves the optimum lies on
-    both bounds, so this is close to interpolation. The slope is the mean of the left and right finite differences of
-    the prediction, with the end points copied from their neighbours. Hyperparameters whose matrix cannot be
-    factorised in float64, which long lengths bring about, count as impossible, again as in scikit-learn.
+    Kernel: variance in [1e-3, 1e3] times a squared exponential of length in [0.5, 1e3] over log(step + 1), no
+    noise term (1e-10 on the diagonal, as in scikit-learn), the raw values with mean 0. On their curves the
+    optimum lies on both bounds, so this is close to interpolation. The slope is the mean of the left and
+    right finite differences of the prediction, with the end points copied from their neighbours.
+    Hyperparameters whose matrix cannot be factorised in float64, which long lengths bring about, count as
+    impossible, again as in scikit-learn.
 
     Args:
         step: (C,) training steps, C >= 5.
@@ -467,9 +470,9 @@ def read_curve(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Read a curve from a CSV file with a header.
 
-    The columns are `step`, the one named by `value`, and where present `<value>_stderr` or `stderr` (one standard
-    error) and `loss`, `test_loss` or `test_mse`. Other columns are ignored; so is `llc_draw_std` of the published
-    tables, the standard deviation of single draws and not an error of the value.
+    The columns are `step`, the one named by `value`, and where present `<value>_stderr` or `stderr` (one
+    standard error) and `loss`, `test_loss` or `test_mse`. Other columns are ignored; so is `llc_draw_std` of
+    the published tables, the standard deviation of single draws and not an error of the value.
 
     Args:
         path: The file.
@@ -485,13 +488,14 @@ def read_curve(
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as a CSV file ({error}); give a CSV file with a header.") from error
+        raise ValueError(f"{path} cannot be read as CSV ({error}); give a file with a header.") from error
     header = list(rows[0]) if rows else []
     for name in ("step", value):
         if name not in header:
             raise ValueError(f"{path} has no column {name!r} (it has {header}); name one that is there.")
     stderr = next((name for name in (f"{value}_stderr", "stderr") if name in header), None)
-    loss = next((name for name in ("loss", "test_loss", "test_mse") if name in header and name != value), None)
+    losses = (name for name in ("loss", "test_loss", "test_mse") if name in header and name != value)
+    loss = next(losses, None)
     step_values, curve = _column(rows, "step", path), _column(rows, value, path)
     return step_values, curve, stderr and _column(rows, stderr, path), loss and _column(rows, loss, path)
 
@@ -501,4 +505,6 @@ def _column(rows: list[dict[str, str]], name: str, path: str | PathLike[str]) ->
     try:
         return np.array([float(row[name]) for row in rows])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds an entry of column {name!r} that is not a number ({error}).") from error
+        raise ValueError(
+            f"{path} holds an entry of column {name!r} that is not a number: {error}."
+        ) from error

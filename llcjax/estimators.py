@@ -151,15 +151,6 @@ def running_llc(sweep: xr.Dataset, *, num_burnin_steps: int | None = None) -> xr
     return running.assign_coords(draw=after["draw"]).reindex(draw=sweep["draw"])
 
 
-def chain_covariance(estimate: xr.Dataset, setting: int = 0) -> Float[np.ndarray, "chain checkpoint"]:
-    """The LLC curve of each usable chain at one setting, for errors correlated along the curve.
-
-    Chains with a gap at any checkpoint are left out.
-    """
-    curves = estimate["llc_per_chain"].isel(setting=setting).transpose("chain", "checkpoint").values
-    return curves[np.isfinite(curves).all(1)]
-
-
 def wbic(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, log_likelihood: bool) -> xr.DataArray:
     """Widely applicable Bayesian information criterion, n * E[L(w)] at n_beta = n / ln(n).
 

@@ -27,8 +27,6 @@ from llcjax.diagnostics import DISCRETISATION_LIMIT, NOISE_LIMIT, RHAT_LIMIT
 from llcjax.estimators import running_llc
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from llcjax.stages import Stages
 
 MEANINGS = {
@@ -269,7 +267,7 @@ class _Figures:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, name: str, make: Callable[[], Figure], alt: str, caption: str) -> str:
+    def __call__(self, name: str, make: Callable[[], plots.Figure], alt: str, caption: str) -> str:
         buffer = io.BytesIO()
         make().savefig(buffer, format="png", metadata={"Software": None})
         (self.folder / f"{name}.png").write_bytes(buffer.getvalue())

@@ -1,8 +1,10 @@
-"""Developmental stages of a curve: plateaus, boundaries with intervals, and what changes from one to the next.
+"""Developmental stages of a curve: plateaus, boundaries with intervals, and what changes from one to the
+next.
 
-After Hoogland et al. (arXiv 2402.02364): milestones are critical points of the curve over log(step + 1), stages lie
-between them, type A where the value rises and type B where it falls. Here a critical point counts only when the
-posterior of the curve, given the errors of the points, is sure of it; `method="paper"` gives the published procedure.
+After Hoogland et al. (arXiv 2402.02364): milestones are critical points of the curve over log(step + 1),
+stages lie between them, type A where the value rises and type B where it falls. Here a critical point counts
+only when the posterior of the curve, given the errors of the points, is sure of it; `method="paper"` gives
+the published procedure.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from scipy.special import ndtr
 
 from llcjax.curves import (
@@ -33,10 +36,11 @@ __all__ = [
     "error_covariance",
     "find_stages",
     "fit_curve",
+    "llc_stages",
     "read_curve",
 ]
 
-_RELATIVE_TOLERANCE = 0.05  # of the largest |slope|; 7.5 on the published regression curve, whose authors took 8
+_RELATIVE_TOLERANCE = 0.05  # of the largest |slope|: 7.5 on the published curve, whose authors took 8
 _PAPER_TOLERANCE = 8.0  # their value for the regression curves; the language model had 0.25
 _DIP = 0.75  # a least slope must be below this share of the slopes on both sides
 _LEAST_CHANGE = 0.005  # of the curve's range: what the curve must move on each side of a boundary
@@ -50,8 +54,8 @@ class Boundary:
         step: Its place in training steps: posterior mean in log(step + 1).
         lower: Lower end of the 90% interval of the place (NaN for method "paper").
         upper: Upper end of it.
-        kind: "zero_slope" (the curve turns), "plateau" (it rests and goes on in the same direction), or "least_slope"
-            (it slows down without coming to rest).
+        kind: "zero_slope" (the curve turns), "plateau" (it rests and goes on in the same direction), or
+            "least_slope" (it slows down without coming to rest).
         probability: Posterior probability that there is such a point here (NaN for method "paper").
     """
 
@@ -86,10 +90,11 @@ class Stage:
         start: Step at which it starts: a boundary or the first checkpoint.
         end: Step at which it ends: a boundary or the last checkpoint.
         delta_value: Change of the fitted curve, in the unit of the values.
-        delta_value_stderr: Its standard error over posterior draws, the uncertain places of the boundaries included
-            (NaN for method "paper").
+        delta_value_stderr: Its standard error over posterior draws, the uncertain places of the boundaries
+            included (NaN for method "paper").
         delta_loss: Change of the loss, interpolated in log(step + 1), or None where no loss is given.
-        kind: "A" where the value rises, "B" where it falls, "-" where the change is within 2 standard errors of 0.
+        kind: "A" where the value rises, "B" where it falls, "-" where the change is within 2 standard errors
+            of 0.
     """
 
     name: str
@@ -125,7 +130,8 @@ class Stages:
         """Return one row a stage, with the boundary that ends it ("end of the curve" for the last).
 
         Returns:
-            Dictionaries with the fields of `Stage`, `end_lower`, `end_upper`, `end_kind` and `end_probability`.
+            Dictionaries with the fields of `Stage`, `end_lower`, `end_upper`, `end_kind` and
+            `end_probability`.
         """
         last = Boundary(
             step=self.stages[-1].end,
@@ -154,14 +160,14 @@ class Stages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Point:
-    """A critical point on the grid: between `left` and `right`, the places of the largest |slope| on each side."""
+    """A critical point on the grid, between `left` and `right`, where |slope| is largest on each side."""
 
     left: int
     bottom: int
     right: int
     turns: bool
     height: float  # how far |slope| rises on the lower side
-    probability: float
+    agrees: np.ndarray  # (draw,) whether the posterior draw has this critical point
     places: np.ndarray  # (draw,) grid coordinate of the point in each posterior draw, between grid points
 
 
@@ -182,23 +188,25 @@ def find_stages(
 ) -> Stages:
     """Divide a curve along training into stages.
 
-    The curve and its slope come from a Gaussian process over log(step + 1) (`llcjax.curves.fit_curve`) that knows the
-    measured errors, or fits them. Plateaus: |slope| < tolerance with posterior probability >= `probability` over at
-    least `min_width`. Boundaries: places between two maxima of |slope| where the slope has a zero or |slope| a minimum
-    below 3/4 of both maxima, in at least `probability` of the posterior draws; the curve must also move by 0.5% of its
-    range on each side. More noise widens the posterior and so leaves fewer of both.
+    The curve and its slope come from a Gaussian process over log(step + 1) (`llcjax.curves.fit_curve`) that
+    knows the measured errors, or fits them. Plateaus: |slope| < tolerance with posterior probability >=
+    `probability` over at least `min_width`. Boundaries: places between two maxima of |slope| where the slope
+    has a zero or |slope| a minimum below 3/4 of both maxima, and the curve moves by 0.5% of its range on
+    each side; at least `probability` of the posterior draws must have all of them. More noise widens the
+    posterior and so leaves fewer of both; chance adds one false boundary to about 1 - `probability` of curves.
 
     Args:
         step: (C,) training steps, C >= 5.
         value: (C,) values of any curve.
         stderr: (C,) one standard error each, errors independent; None fits the noise.
         loss: (C,) loss at the same steps, for `Stage.delta_loss`.
-        method: "gp", or "paper": the published procedure, without noise or intervals. It lists every local minimum
-            of |slope| below `tolerance`; the authors chose their boundaries from such a list by hand.
-        error_covariance: (C, C) covariance of the errors where they are correlated along the curve, as common keys
-            make them; instead of `stderr`. `llcjax.curves.error_covariance` estimates it from the chains.
-        tolerance: Slope that counts as rest, in values per e-fold of step + 1. None: 5% of the largest |slope| of the
-            fitted curve; 8 for method "paper".
+        method: "gp", or "paper": the published procedure, without noise or intervals. It lists every local
+            minimum of |slope| below `tolerance`; the authors chose their boundaries from such a list by hand.
+        error_covariance: (C, C) covariance of the errors where they are correlated along the curve, as common
+            keys make them; instead of `stderr`. `llcjax.curves.error_covariance` estimates it from the
+            chains.
+        tolerance: Slope that counts as rest, in values per e-fold of step + 1. None: 5% of the largest
+            |slope| of the fitted curve; 8 for method "paper".
         min_width: Least width of a plateau and least distance of boundaries, in e-folds of step + 1.
         probability: Posterior probability at which plateaus and boundaries count.
         num_grid: Number of grid points of the posterior.
@@ -215,7 +223,13 @@ def find_stages(
         raise ValueError(f"method is {method!r}; choose 'gp' or 'paper'.")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; give a positive slope per e-fold of step + 1, or None.")
-    steps, values, _, losses, order = check_curve(step, value, stderr, loss)
+    if not min_width >= 0:
+        raise ValueError(f"min_width is {min_width}; give 0 or a positive number of e-folds of step + 1.")
+    if not 0 < probability < 1:
+        raise ValueError(f"probability is {probability}; give a number between 0 and 1.")
+    if num_grid < 50:
+        raise ValueError(f"num_grid is {num_grid}; give at least 50 grid points.")
+    steps, values, _, losses, _ = check_curve(step, value, stderr, loss)
     if method == "paper":
         return _paper_stages(steps, values, losses, _PAPER_TOLERANCE if tolerance is None else tolerance)
     posterior = fit_curve(
@@ -250,7 +264,9 @@ def _plateaus(
     edges = np.flatnonzero(np.diff(np.concatenate([[0], (flat >= probability).astype(int), [0]])))
     grid = posterior.fit.step
     return tuple(
-        Plateau(start=float(grid[start]), end=float(grid[stop - 1]), probability=float(flat[start:stop].min()))
+        Plateau(
+            start=float(grid[start]), end=float(grid[stop - 1]), probability=float(flat[start:stop].min())
+        )
         for start, stop in zip(edges[::2], edges[1::2], strict=True)
         if posterior.x[stop - 1] - posterior.x[start] >= min_width
     )
@@ -259,9 +275,9 @@ def _plateaus(
 def _critical_points(posterior: CurvePosterior, min_width: float, probability: float) -> list[_Point]:
     """Return the critical points that the posterior is sure of.
 
-    Every critical point of the mean slope is a candidate. While one of them is not certain, or too close to the next,
-    the least prominent such candidate is taken out, which joins the maxima on its two sides (topological persistence,
-    so noise wiggles around one true point end as that one point).
+    Every critical point of the mean slope is a candidate. While one of them is not certain, or too close to
+    the next, the least prominent such candidate is taken out, which joins the maxima on its two sides
+    (topological persistence, so noise wiggles around one true point end as that one point).
     """
     size = np.abs(posterior.fit.slope)
     turns = posterior.fit.slope[:-1] * posterior.fit.slope[1:] < 0
@@ -270,14 +286,25 @@ def _critical_points(posterior: CurvePosterior, min_width: float, probability: f
     while candidates:
         ends = [0, *candidates, size.size - 1]
         points = [_point(posterior, *ends[i : i + 3]) for i in range(len(candidates))]
-        weak = [i for i, point in enumerate(points) if point.probability < probability]
-        if not weak:
-            near = np.diff([posterior.x[point.bottom] for point in points]) < min_width
-            weak = [i for pair in np.flatnonzero(near) for i in (pair, pair + 1)]
-        if not weak:
+        doubtful = _most_doubtful(points, posterior.x, min_width, probability)
+        if doubtful is None:
             return points
-        del candidates[min(weak, key=lambda i: points[i].height)]
+        del candidates[doubtful]
     return []
+
+
+def _most_doubtful(points: list[_Point], x: np.ndarray, min_width: float, probability: float) -> int | None:
+    """Return which point to take out next, or None where all of them can stay."""
+    shares = [point.agrees.mean() for point in points]
+    weak = [i for i, share in enumerate(shares) if share < probability]
+    if not weak:
+        near = np.diff([x[point.bottom] for point in points]) < min_width
+        weak = [i for pair in np.flatnonzero(near) for i in (pair, pair + 1)]
+    if weak:
+        return min(weak, key=lambda i: points[i].height)
+    # Many candidates give chance many trials, so the whole list must hold with the probability asked for.
+    together = np.all([point.agrees for point in points], axis=0).mean()
+    return None if together >= probability else int(np.argmin(shares))
 
 
 def _point(posterior: CurvePosterior, before: int, here: int, after: int) -> _Point:
@@ -289,8 +316,9 @@ def _point(posterior: CurvePosterior, before: int, here: int, after: int) -> _Po
     window = slice(left, right + 1)
     bottom = here if turns else left + int(np.argmin(size[window]))
     values, slopes = posterior.value_draws, posterior.slope_draws
-    # A draw agrees if its slope has the same sign as the mean at both maxima, and, where the curve goes on in the same
-    # direction, dips between them. Fixed places: the minimum over a window would find dips in pure noise.
+    # A draw agrees if its slope has the same sign as the mean at both maxima, and, where the curve goes on in
+    # the same direction, dips between them. Fixed places: the minimum over a window would find dips in pure
+    # noise.
     agrees = (slopes[:, left] * slope[left] > 0) & (slopes[:, right] * slope[right] > 0)
     if turns:
         places = left + _peaks(np.sign(slope[left]) * values[:, window])
@@ -307,13 +335,13 @@ def _point(posterior: CurvePosterior, before: int, here: int, after: int) -> _Po
         right=right,
         turns=turns,
         height=float(min(size[left], size[right]) - (0.0 if turns else size[bottom])),
-        probability=float(agrees.mean()),
+        agrees=agrees,
         places=places,
     )
 
 
 def _peaks(curves: np.ndarray) -> np.ndarray:
-    """Return where each row of (draw, n) curves is largest, refined by the parabola through three grid points."""
+    """Return where each row of (draw, n) curves is largest, refined by a parabola through three points."""
     if curves.shape[1] < 3:
         return np.argmax(curves, axis=1).astype(float)
     middle = np.clip(np.argmax(curves, axis=1), 1, curves.shape[1] - 2)
@@ -337,7 +365,7 @@ def _boundary(posterior: CurvePosterior, point: _Point, plateaus: tuple[Plateau,
         lower=float(np.expm1(lower)),
         upper=float(np.expm1(upper)),
         kind="zero_slope" if point.turns else "plateau" if rests else "least_slope",
-        probability=point.probability,
+        probability=float(point.agrees.mean()),
     )
 
 
@@ -347,7 +375,7 @@ def _posterior_stages(
     boundaries: tuple[Boundary, ...],
     losses: tuple[np.ndarray, np.ndarray | None],
 ) -> tuple[Stage, ...]:
-    """Return the stages with changes of the mean curve and errors over draws, each draw with its own places."""
+    """Return the stages: changes of the mean curve, errors over draws, each draw with its own places."""
     draws, grid = posterior.value_draws, posterior.fit.step
     rows = np.arange(len(draws))
     nearest = [np.rint(point.places).astype(int) for point in points]
@@ -403,3 +431,36 @@ def _paper_stages(
         stages=_stages(ends, fit.mean[places], unknown, (steps, losses)),
         tolerance=tolerance,
     )
+
+
+def llc_stages(estimates: xr.Dataset, loss: Any = None, *, setting: int = 0, method: str = "gp") -> Stages:
+    """Stages of the LLC curve of a sweep, with the errors that its chains measured.
+
+    Checkpoints whose verdict is failed or diverged are left out. From 3 chains on, the covariance of the errors along
+    the curve is measured (`error_covariance`), because common keys correlate them.
+
+    Args:
+        estimates: What `llcjax.estimates` returns.
+        loss: (checkpoint,) loss at the same checkpoints, for `Stage.delta_loss`; None takes the loss at w*.
+        setting: Index of the hyperparameter setting.
+        method: "gp" or "paper".
+
+    Returns:
+        The stages.
+
+    Raises:
+        ValueError: If fewer than 5 checkpoints are usable.
+    """
+    curve = estimates.isel(setting=setting)
+    usable = np.isfinite(curve["llc"].values) & ~np.isin(curve["verdict"].values, ("failed", "diverged"))
+    curve = curve.isel(checkpoint=usable)
+    losses = curve["init_loss"].values if loss is None else np.asarray(loss)[usable]
+    chains = curve["llc_per_chain"].transpose("chain", "checkpoint").values
+    chains = chains[np.isfinite(chains).all(1)]
+    steps = curve["checkpoint"].values
+    if method == "gp" and len(chains) >= 3 and len(steps):
+        covariance = error_covariance(steps, chains)
+        return find_stages(steps, curve["llc"].values, loss=losses, error_covariance=covariance)
+    stderr = curve["llc_stderr"].values
+    known = stderr if method == "gp" and np.isfinite(stderr).all() else None
+    return find_stages(steps, curve["llc"].values, known, loss=losses, method=method)

@@ -174,3 +174,16 @@ def _dataset(group: zarr.Group) -> xr.Dataset:
 def load_json(dataset: xr.Dataset, name: str) -> Any:
     """An attribute that holds JSON."""
     return json.loads(dataset.attrs[name])
+
+
+def save_dataset(dataset: xr.Dataset, path: Path | str) -> None:
+    """Saves a small dataset (metrics) as zarr, replacing what is there."""
+    dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=False)
+
+
+def load_dataset(path: Path | str) -> xr.Dataset | None:
+    """Loads a small dataset, or returns None where there is none that can be read."""
+    try:
+        return xr.open_zarr(str(path), consolidated=False, zarr_format=3, chunks=None).load()
+    except Exception:  # zarr raises many types on missing and on broken metadata: it is measured again
+        return None

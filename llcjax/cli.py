@@ -1,0 +1,200 @@
+"""The command line: `llcjax run | train | sweep | stages | report`.
+
+Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+import xarray as xr
+from rich.console import Console
+from rich.table import Table
+
+from llcjax import _compat
+from llcjax.estimators import estimates
+from llcjax.interrupt import Interrupted
+from llcjax.pipelines import regression
+from llcjax.stages import Stages, find_stages, llc_stages, read_curve
+from llcjax.store import open_sweep
+
+OVERVIEW = """\
+usage: llcjax COMMAND ...
+
+  run regression      train, sweep, stages and report in one folder; finished steps are skipped
+  train regression    only the training
+  sweep regression    training where it is missing, then the LLC sweep
+  stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
+  report DIR          estimates, stages and report of a finished sweep again
+
+llcjax COMMAND --help explains every field with its unit and default.
+--preset quick (2 cores, minutes) or --preset paper (one GPU) chooses the defaults of run, train and sweep.
+"""
+
+EXPERIMENTS = {"regression": regression.PRESETS}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _ExperimentOptions:
+    """Where an experiment lives, and its whole configuration."""
+
+    config: Annotated[regression.RegressionExperiment, tyro.conf.arg(name="")]
+    preset: str = "quick"
+    """Which defaults to start from: quick or paper."""
+    out: Path | None = None
+    """Folder of the results; default runs/EXPERIMENT-PRESET. An unfinished run there is resumed."""
+    progress: bool = True
+    """Progress bars on standard error."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _StageOptions:
+    """Stages of a curve."""
+
+    path: tyro.conf.Positional[Path]
+    """A CSV file with columns step and the value (optionally its standard error), or the store of a sweep."""
+    value: str = "llc"
+    """Column of the value in a CSV file."""
+    method: Literal["gp", "paper"] = "gp"
+    """gp = Gaussian process with measured or fitted noise and intervals; paper = the published procedure."""
+    setting: int = 0
+    """Index of the hyperparameter setting in a store."""
+    tolerance: float | None = None
+    """Slope that counts as rest, per e-fold of step + 1; none = 5% of the largest (8 for method paper). CSV only."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _ReportOptions:
+    """The report of a run folder."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder of a run."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command line; ends with `SystemExit` on errors."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "run": lambda rest: _experiment("run", rest),
+        "train": lambda rest: _experiment("train", rest),
+        "sweep": lambda rest: _experiment("sweep", rest),
+        "stages": _stages,
+        "report": _report,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW, end="")
+        return
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in commands:
+            raise ValueError(f"command={command!r} is unknown; choose one of {', '.join(commands)}.")
+        _compat.enable_compilation_cache()
+        commands[command](rest)
+    except (ValueError, RuntimeError) as error:
+        print(f"llcjax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"\nllcjax: {stop or 'stopped'}. Go on with: {_shell(arguments)}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _shell(arguments: Sequence[str]) -> str:
+    return shlex.join(["llcjax", *arguments])
+
+
+def _experiment(command: str, arguments: list[str]) -> None:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("-h", "--help", ""):
+        name, rest = "regression", ["--help"]
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment={name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}.")
+    preset = _preset(name, rest)
+    default = _ExperimentOptions(config=EXPERIMENTS[name][preset], preset=preset)
+    options = tyro.cli(_ExperimentOptions, args=rest, default=default, prog=f"llcjax {command} {name}")
+    out = options.out or Path("runs") / f"{name}-{preset}"
+    line = _shell([command, *arguments])
+    run = regression.RegressionRun(options.config, out, command=line, progress=options.progress)
+    if command == "train":
+        run.banks()
+    elif command == "sweep":
+        for facts in run.sweeps().values():
+            _print_verdicts(estimates(facts))
+    else:
+        run.sweeps()
+        _print_reports(run)
+
+
+def _preset(name: str, arguments: list[str]) -> str:
+    """The preset named on the command line; it decides the defaults of all other options."""
+    chosen = "quick"
+    for position, argument in enumerate(arguments):
+        if argument == "--preset" and position + 1 < len(arguments):
+            chosen = arguments[position + 1]
+        elif argument.startswith("--preset="):
+            chosen = argument.removeprefix("--preset=")
+    if chosen not in EXPERIMENTS[name]:
+        raise ValueError(f"preset={chosen!r} is unknown; choose one of {', '.join(EXPERIMENTS[name])}.")
+    return chosen
+
+
+def _report(arguments: list[str]) -> None:
+    options = tyro.cli(_ReportOptions, args=arguments, prog="llcjax report")
+    experiment = regression.experiment_from(regression.load_experiment(options.directory))
+    line = _shell(["report", str(options.directory)])
+    _print_reports(regression.RegressionRun(experiment, options.directory, command=line))
+
+
+def _stages(arguments: list[str]) -> None:
+    options = tyro.cli(_StageOptions, args=arguments, prog="llcjax stages")
+    if options.path.is_dir():
+        found = llc_stages(estimates(open_sweep(options.path)), setting=options.setting, method=options.method)
+    else:
+        step, value, stderr, loss = read_curve(options.path, options.value)
+        found = find_stages(step, value, stderr, loss=loss, method=options.method, tolerance=options.tolerance)
+    _print_stages(found, options.value)
+
+
+def _print_reports(run: regression.RegressionRun) -> None:
+    for seed, (path, stages, table) in run.report().items():
+        print(f"\nseed {seed}")
+        _print_verdicts(table)
+        if stages is not None:
+            _print_stages(stages, "LLC")
+        print(f"report: {path.resolve()}")
+
+
+def _print_verdicts(table: xr.Dataset) -> None:
+    names, counts = _unique(table["verdict"].values.ravel().tolist())
+    listed = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
+    print(f"verdicts of {table['verdict'].size} estimates: {listed}")
+
+
+def _unique(values: list[str]) -> tuple[list[str], list[int]]:
+    names = sorted(set(values))
+    return names, [values.count(name) for name in names]
+
+
+def _print_stages(stages: Stages, value: str) -> None:
+    table = Table(title=f"Stages of {value} (method {stages.method})")
+    for column in ("stage", "type", "start", "end", "90% interval of the end", f"change of {value}", "change of loss"):
+        table.add_column(column, justify="right")
+    for row in stages.table():
+        interval = "" if row["end_lower"] != row["end_lower"] else f"{row['end_lower']:,.0f} to {row['end_upper']:,.0f}"
+        change = f"{row['delta_value']:+.3g}"
+        if row["delta_value_stderr"] == row["delta_value_stderr"]:
+            change += f" +- {row['delta_value_stderr']:.2g}"
+        loss = "" if row["delta_loss"] is None else f"{row['delta_loss']:+.3g}"
+        table.add_row(row["name"], row["kind"], f"{row['start']:,.0f}", f"{row['end']:,.0f}", interval, change, loss)
+    Console(soft_wrap=False).print(table)
+    for plateau in stages.plateaus:
+        print(f"plateau from step {plateau.start:,.0f} to {plateau.end:,.0f} (probability {plateau.probability:.2f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Data flow one way: nothing to the right of an arrow is imported by something to its left."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "llcjax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LAYER = {
+    "types": 0, "trees": 0, "keys": 0, "_compat": 0, "interrupt": 0, "progress": 0, "provenance": 0,
+    "models": 1, "tasks": 1, "posterior": 1,
+    "checkpoints": 2, "data": 2, "samplers": 2,
+    "chain": 3, "config": 3, "train": 4,
+    "program": 4, "plan": 4, "store": 4, "sweep": 5,
+    "reference": 5, "diagnostics": 5, "estimators": 6, "metrics": 6, "curves": 6,
+    "estimate": 7, "stages": 7, "plots": 8, "report": 9,
+    "pipelines": 10, "cli": 11, "__init__": 12, "__main__": 12,
+}  # fmt: skip
+
+ONLY_IN = {
+    "flax": ("models",),
+    "orbax": ("checkpoints",),
+    "zarr": ("store",),
+    "matplotlib": ("plots",),
+    "jax.experimental": ("_compat", "models"),
+}
+
+
+def module_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_upward_import(path):
+    here = module_of(path)
+    assert here in LAYER, f"give {here} a layer"
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] != "llcjax" or len(parts) < 2 or here == "__init__":
+            continue
+        assert LAYER[parts[1]] <= LAYER[here], f"{here} imports {name} from a higher layer"
+        assert parts[1] == here or LAYER[parts[1]] < LAYER[here] or LAYER[here] == 0 or _acyclic(here, parts[1])
+
+
+def _acyclic(here, there):
+    back = [module_of(path) for path in FILES if module_of(path) == there for name in imports_of(path)
+            if name.startswith(f"llcjax.{here}")]  # fmt: skip
+    return not back
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_libraries_stay_in_their_room(path):
+    here = module_of(path)
+    for name in imports_of(path):
+        for library, rooms in ONLY_IN.items():
+            assert not (name + ".").startswith(library + ".") or here in rooms, f"{here} imports {name}"
+
+
+def test_no_pickle_and_no_network():
+    forbidden = ("pickle", "dill", "cloudpickle", "requests", "urllib.request", "http.client", "socket")
+    for path in FILES:
+        assert not [name for name in imports_of(path) if name.startswith(forbidden)], path
