@@ -77,8 +77,11 @@ def shard_runs(function: Callable, mesh: Mesh, in_specs: object, out_specs: obje
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs in a user cache folder, unless the user chose one already."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    """Keeps programs compiled for an accelerator in a user cache folder, unless the user chose one already.
+
+    Not on the CPU, where reloaded programs complain about machine features that they do not use.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or jax.default_backend() == "cpu":
         return
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", str(root / "llcjax" / "xla"))

@@ -231,16 +231,36 @@ def _nested(flat: dict[str, np.ndarray]) -> Params:
     return tree
 
 
-def _check_alike(params: list[Params], paths: list[Path]) -> None:
-    def shapes(tree: Params) -> list[tuple[str, tuple[int, ...]]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return [(jax.tree_util.keystr(path), np.shape(leaf)) for path, leaf in leaves]
+def check_fits(bank: CheckpointBank, template: Params) -> None:
+    """Checks that the parameters of a bank have the names and shapes of a model.
 
+    Args:
+        bank: checkpoints from somewhere.
+        template: one pytree of parameters or of their shapes.
+
+    Raises:
+        ValueError: names or shapes differ; the sentence names the first.
+    """
+    different = _different(jax.tree.map(lambda leaf: leaf[0], bank.params), template)
+    if different:
+        raise ValueError(f"the bank does not fit the model: they differ at {different}; check names and sizes.")
+
+
+def _check_alike(params: list[Params], paths: list[Path]) -> None:
     for tree, path in zip(params[1:], paths[1:], strict=True):
-        different = set(shapes(tree)) ^ set(shapes(params[0]))
-        if different:
-            name, shape = sorted(different)[0]
-            raise ValueError(f"{path} differs from {paths[0]} at {name} {shape}; a bank holds checkpoints of one model.")
+        if different := _different(tree, params[0]):
+            raise ValueError(f"{path} differs from {paths[0]} at {different}; a bank holds checkpoints of one model.")
+
+
+def _different(a: Params, b: Params) -> str | None:
+    """The first name and shape that only one of two pytrees has."""
+
+    def shapes(tree: Params) -> set[tuple[str, tuple[int, ...]]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {(jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(leaf)) for path, leaf in leaves}
+
+    different = sorted(shapes(a) ^ shapes(b))
+    return f"{different[0][0]} of shape {different[0][1]}" if different else None
 
 
 def remove_tree(path: Path) -> None:

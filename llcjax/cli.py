@@ -5,12 +5,14 @@ Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 import xarray as xr
@@ -37,6 +39,7 @@ llcjax COMMAND --help explains every field with its unit and default.
 --preset quick (2 cores, minutes) or --preset paper (one GPU) chooses the defaults of run, train and sweep.
 """
 
+Options = TypeVar("Options")
 EXPERIMENTS = {"regression": regression.PRESETS}
 
 
@@ -104,6 +107,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
+def _parse(options: type[Options], arguments: list[str], prog: str, default: Options | None = None) -> Options:
+    """Parses options; a value that a config refuses ends as its own sentence, not in tyro's box."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            if default is None:
+                return tyro.cli(options, args=arguments, prog=prog)
+            return tyro.cli(options, args=arguments, prog=prog, default=default)
+    except SystemExit as stop:
+        cause = stop.__context__
+        while cause is not None and not isinstance(cause, ValueError):
+            cause = cause.__context__
+        if cause is not None:
+            raise ValueError(str(cause)) from None
+        print(printed.getvalue(), end="", file=sys.stderr)
+        raise
+
+
 def _shell(arguments: Sequence[str]) -> str:
     return shlex.join(["llcjax", *arguments])
 
@@ -116,7 +137,7 @@ def _experiment(command: str, arguments: list[str]) -> None:
         raise ValueError(f"experiment={name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}.")
     preset = _preset(name, rest)
     default = _ExperimentOptions(config=EXPERIMENTS[name][preset], preset=preset)
-    options = tyro.cli(_ExperimentOptions, args=rest, default=default, prog=f"llcjax {command} {name}")
+    options = _parse(_ExperimentOptions, rest, f"llcjax {command} {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
     line = _shell([command, *arguments])
     run = regression.RegressionRun(options.config, out, command=line, progress=options.progress)
@@ -144,14 +165,14 @@ def _preset(name: str, arguments: list[str]) -> str:
 
 
 def _report(arguments: list[str]) -> None:
-    options = tyro.cli(_ReportOptions, args=arguments, prog="llcjax report")
+    options = _parse(_ReportOptions, arguments, "llcjax report")
     experiment = regression.experiment_from(regression.load_experiment(options.directory))
     line = _shell(["report", str(options.directory)])
     _print_reports(regression.RegressionRun(experiment, options.directory, command=line))
 
 
 def _stages(arguments: list[str]) -> None:
-    options = tyro.cli(_StageOptions, args=arguments, prog="llcjax stages")
+    options = _parse(_StageOptions, arguments, "llcjax stages")
     if options.path.is_dir():
         found = llc_stages(estimates(open_sweep(options.path)), setting=options.setting, method=options.method)
     else:

@@ -312,9 +312,9 @@ def fit_curve(
     """Fit a Gaussian process to a curve over log(step + 1).
 
     Kernel: Matern 5/2 over log(step + time_scale) with a free level. Noise: the measured errors plus a small
-    fitted jitter; without measured errors, a fitted standard deviation whose logarithm is linear in log(step
-    + 1). The five hyperparameters are found by L-BFGS from four starts and their uncertainty enters through 16
-    draws of the Laplace approximation. Cost: O(C^3) for C checkpoints.
+    fitted jitter; without measured errors, a fitted standard deviation whose logarithm is linear in
+    log(step + 1). The five hyperparameters are found by L-BFGS from four starts; their uncertainty enters
+    through 16 draws of the Laplace approximation. Cost: O(C^3) for C checkpoints.
 
     Args:
         step: (C,) training steps, C >= 5.

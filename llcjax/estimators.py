@@ -134,7 +134,10 @@ def _per_position(sweep: xr.Dataset, kept: np.ndarray, usable: np.ndarray) -> xr
     usable = np.broadcast_to(usable[..., None, :], per_chain.shape)
     _, error = _errors(per_chain, usable, np.full(per_chain.shape[:-1], np.nan), np.zeros(per_chain.shape[:-1]))
     group = ("checkpoint", "setting", "position")
-    return xr.Dataset({"llc_position": (group, _mean(per_chain, usable)), "llc_position_stderr": (group, error)})
+    return xr.Dataset(
+        {"llc_position": (group, _mean(per_chain, usable)), "llc_position_stderr": (group, error)},
+        coords={"position": sweep["position"]},
+    )
 
 
 def running_llc(sweep: xr.Dataset, *, num_burnin_steps: int | None = None) -> xr.DataArray:

@@ -190,10 +190,11 @@ def find_stages(
 
     The curve and its slope come from a Gaussian process over log(step + 1) (`llcjax.curves.fit_curve`) that
     knows the measured errors, or fits them. Plateaus: |slope| < tolerance with posterior probability >=
-    `probability` over at least `min_width`. Boundaries: places between two maxima of |slope| where the slope
-    has a zero or |slope| a minimum below 3/4 of both maxima, and the curve moves by 0.5% of its range on
-    each side; at least `probability` of the posterior draws must have all of them. More noise widens the
-    posterior and so leaves fewer of both; chance adds one false boundary to about 1 - `probability` of curves.
+    `probability` over at least `min_width`, on a curve that surely moves elsewhere. Boundaries: places
+    between two maxima of |slope| where the slope has a zero or |slope| a minimum below 3/4 of both maxima,
+    and the curve moves by 0.5% of its range on each side; at least `probability` of the posterior draws must
+    have all of them. More noise widens the posterior and so leaves fewer of both; chance adds a false
+    boundary to about 1 - `probability` of curves.
 
     Args:
         step: (C,) training steps, C >= 5.
@@ -261,6 +262,9 @@ def _plateaus(
     """Return the runs of grid points that are flat with enough probability and are wide enough."""
     means, sds = posterior.slope_means, np.maximum(posterior.slope_sds, 1e-300)
     flat = np.mean(ndtr((tolerance - means) / sds) - ndtr((-tolerance - means) / sds), axis=0)
+    # A rest needs a movement to rest from: where noise hides every movement, nothing is called a plateau.
+    if 1 - flat.min() < probability:
+        return ()
     edges = np.flatnonzero(np.diff(np.concatenate([[0], (flat >= probability).astype(int), [0]])))
     grid = posterior.fit.step
     return tuple(
@@ -436,8 +440,8 @@ def _paper_stages(
 def llc_stages(estimates: xr.Dataset, loss: Any = None, *, setting: int = 0, method: str = "gp") -> Stages:
     """Stages of the LLC curve of a sweep, with the errors that its chains measured.
 
-    Checkpoints whose verdict is failed or diverged are left out. From 3 chains on, the covariance of the errors along
-    the curve is measured (`error_covariance`), because common keys correlate them.
+    Checkpoints whose verdict is failed or diverged are left out. From 3 chains on, the covariance of the
+    errors along the curve is measured (`error_covariance`), because common keys correlate them.
 
     Args:
         estimates: What `llcjax.estimates` returns.

@@ -98,8 +98,8 @@ class SweepStore:
 
     @property
     def resume_file(self) -> Path | None:
-        """Where the state of the launch in flight is kept."""
-        return None if self.path is None else self.path / "resume.npz"
+        """Where the state of the launch in flight is kept: beside the store, which holds only zarr."""
+        return None if self.path is None else self.path.with_name(self.path.name + ".resume.npz")
 
     def save_state(self, groups: np.ndarray, draws_done: int, leaves: list[np.ndarray]) -> None:
         """Keeps the state of a launch in flight, atomically."""

@@ -238,6 +238,8 @@ def _allocate(job: _Job, store: SweepStore) -> None:
         shape, chunks = (*groups, chains, draws, *extra), (1, 1, chains, block, *extra)
         fill = float("nan") if np.issubdtype(leaf.dtype, np.floating) else 0
         store.allocate(name, dims, shape, chunks, str(leaf.dtype), fill)
+        if "position" in dims:
+            store.put("position", ("position",), np.arange(1, extra[0] + 1))
     store.allocate("first_nonfinite_step", (*GROUP_DIMS, "chain"), (*groups, chains), (1, 1, chains), "int32", -1)
     store.allocate("num_draws_done", GROUP_DIMS, groups, groups, "int32", 0)
 
@@ -357,7 +359,8 @@ class _Writer:
 
     def finish(self) -> None:
         """Notes the time that the sweep has taken so far."""
-        self.store.group.attrs["wall_seconds"] = self.wall_before + time.monotonic() - self.started
+        if self.steps:
+            self.store.group.attrs["wall_seconds"] = self.wall_before + time.monotonic() - self.started
 
     @property
     def _shape(self) -> tuple[int, int]:

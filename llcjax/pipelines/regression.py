@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 
-from llcjax.checkpoints import CheckpointBank, import_bank, is_bank, load_bank, save_bank
+from llcjax.checkpoints import CheckpointBank, check_fits, import_bank, is_bank, load_bank, save_bank
 from llcjax.config import SweepConfig, as_dict, fingerprint
 from llcjax.estimators import estimates
 from llcjax.keys import as_key
@@ -137,7 +138,9 @@ class RegressionRun:
         """The banks of the seeds to sweep, trained or imported where they are not there yet."""
         experiment, folder = self.experiment, self.out / "banks"
         if experiment.bank is not None:
-            return {experiment.sweep_seeds[0]: import_bank(experiment.bank)}
+            bank = import_bank(experiment.bank)
+            check_fits(bank, jax.eval_shape(self.init, as_key(0)))
+            return {experiment.sweep_seeds[0]: bank}
         seeds = range(experiment.train.seed, experiment.train.seed + experiment.train.num_seeds)
         if not all(is_bank(folder / f"seed_{seed}") for seed in seeds):
             self._train(folder)
