@@ -7,6 +7,7 @@ form over a bank of checkpoints.
 """
 
 from llcjax import _compat
+from llcjax._version import __version__
 
 _compat.check_versions()
 
@@ -37,6 +38,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "Verdict",
+    "__version__",
     "estimate_llc",
     "estimates",
     "excess_loss",
@@ -53,5 +55,3 @@ __all__ = [
     "train",
     "wbic",
 ]
-
-__version__ = "0.1.0"

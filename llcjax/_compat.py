@@ -81,7 +81,7 @@ def enable_compilation_cache() -> None:
 
     Not on the CPU, where reloaded programs complain about machine features that they do not use.
     """
-    if jax.config.jax_compilation_cache_dir is not None or jax.default_backend() == "cpu":
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None or jax.default_backend() == "cpu":
         return
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", str(root / "llcjax" / "xla"))

@@ -189,7 +189,8 @@ def _check_counts(num_draws: int, num_burnin_steps: int, num_steps_between_draws
     if num_draws < 1 or num_burnin_steps < 0 or num_steps_between_draws < 1:
         raise ValueError(
             f"num_draws={num_draws}, num_burnin_steps={num_burnin_steps}, "
-            f"num_steps_between_draws={num_steps_between_draws}: give at least 1 draw, 0 burn-in steps and 1 step between draws."
+            f"num_steps_between_draws={num_steps_between_draws}: "
+            "give at least 1 draw, 0 burn-in steps and 1 step between draws."
         )
     if init not in ("anchor", "prior"):
         raise ValueError(f"init={init!r} is unknown; choose 'anchor' or 'prior'.")

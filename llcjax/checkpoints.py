@@ -131,7 +131,10 @@ def load_bank(path: Path | str) -> CheckpointBank:
         raise ValueError(f"{path} holds no bank of checkpoints ({error}); make one with `llcjax train`.") from error
     metrics = {name: np.asarray(values) for name, values in facts["metrics"].items()}
     return CheckpointBank(
-        params=restore_tree(path / "params"), steps=np.asarray(facts["steps"]), config=facts["config"], metrics=metrics
+        params=restore_tree(path / "params"),
+        steps=np.asarray(facts["steps"]),
+        config=facts["config"],
+        metrics=metrics,
     )
 
 

@@ -203,7 +203,15 @@ def _unique(values: list[str]) -> tuple[list[str], list[int]]:
 
 def _print_stages(stages: Stages, value: str) -> None:
     table = Table(title=f"Stages of {value} (method {stages.method})")
-    for column in ("stage", "type", "start", "end", "90% interval of the end", f"change of {value}", "change of loss"):
+    for column in (
+        "stage",
+        "type",
+        "start",
+        "end",
+        "90% interval of the end",
+        f"change of {value}",
+        "change of loss",
+    ):
         table.add_column(column, justify="right")
     for row in stages.table():
         interval = "" if row["end_lower"] != row["end_lower"] else f"{row['end_lower']:,.0f} to {row['end_upper']:,.0f}"

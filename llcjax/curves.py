@@ -106,9 +106,7 @@ def _process(theta: jax.Array, data: dict[str, jax.Array]) -> GaussianProcess:
     return GaussianProcess(kernel, jnp.log(data["step"] + time_scale), noise=noise.Dense(covariance))
 
 
-def _objective(
-    theta: jax.Array, data: dict[str, jax.Array], prior_mean: jax.Array, prior_sd: jax.Array
-) -> jax.Array:
+def _objective(theta: jax.Array, data: dict[str, jax.Array], prior_mean: jax.Array, prior_sd: jax.Array) -> jax.Array:
     """Return the negative log posterior density of the hyperparameters."""
     prior = 0.5 * jnp.sum(((theta - prior_mean) / prior_sd) ** 2)
     return prior - _process(theta, data).log_probability(data["value"])
@@ -261,14 +259,10 @@ def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _
         "position": (x - x.mean()) / (width / 2),
         "error": (np.zeros((x.size, x.size)) if error is None else error) / scale**2 + 1e-12 * np.eye(x.size),
     }
-    return _Problem(
-        data=data, prior_mean=prior_mean, prior_sd=prior_sd, bounds=bounds, offset=offset, scale=scale
-    )
+    return _Problem(data=data, prior_mean=prior_mean, prior_sd=prior_sd, bounds=bounds, offset=offset, scale=scale)
 
 
-def _minimize(
-    objective: Callable[[np.ndarray], tuple[Any, Any]], starts: np.ndarray, bounds: np.ndarray
-) -> np.ndarray:
+def _minimize(objective: Callable[[np.ndarray], tuple[Any, Any]], starts: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Return the best end of L-BFGS-B from several starts; a failed factorisation counts as unlikely."""
 
     def guarded(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -505,6 +499,4 @@ def _column(rows: list[dict[str, str]], name: str, path: str | PathLike[str]) ->
     try:
         return np.array([float(row[name]) for row in rows])
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds an entry of column {name!r} that is not a number: {error}."
-        ) from error
+        raise ValueError(f"{path} holds an entry of column {name!r} that is not a number: {error}.") from error

@@ -85,9 +85,7 @@ def draw_batch(arrays: Any, draw: Callable | None, batch_size: int | None, key: 
 def example_batch(source: DataSource, batch_size: int | None) -> Batch:
     """Shapes of one batch, without computing it."""
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
-    return jax.eval_shape(
-        lambda arrays, key: draw_batch(arrays, source.draw, batch_size, key), source.arrays, key
-    )
+    return jax.eval_shape(lambda arrays, key: draw_batch(arrays, source.draw, batch_size, key), source.arrays, key)
 
 
 def dataset_loss(loss_fn: LossFn, params: Params, arrays: Any, block: int | None) -> Loss:

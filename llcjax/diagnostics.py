@@ -41,7 +41,8 @@ class Verdict(NamedTuple):
 
 
 def health(
-    trace: Float[np.ndarray, "checkpoint setting chain draw"], usable: Bool[np.ndarray, "checkpoint setting chain"]
+    trace: Float[np.ndarray, "checkpoint setting chain draw"],
+    usable: Bool[np.ndarray, "checkpoint setting chain"],
 ) -> dict[str, Float[np.ndarray, "checkpoint setting"]]:
     """Rank-normalised split R-hat, bulk and tail ESS, and the Monte-Carlo error of the mean, a group.
 
@@ -72,9 +73,7 @@ def health(
     return result
 
 
-def verdicts(
-    sweep: xr.Dataset, estimate: xr.Dataset, kept: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def verdicts(sweep: xr.Dataset, estimate: xr.Dataset, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The verdict on every checkpoint and setting, as arrays of names and of sentences."""
     distance = sweep["distance"].isel(draw=kept).transpose("checkpoint", "setting", "chain", "draw").values
     farthest = np.where(np.isfinite(distance), distance, -np.inf).max((2, 3))
@@ -129,12 +128,16 @@ def _judge(
         return Verdict("failed", f"every chain met a loss that is not finite; lower step_size={step_size:g}.")
     if used < num_chains:
         lost = num_chains - used
-        return Verdict("diverged", f"{lost} of {num_chains} chains met a loss that is not finite; lower step_size={step_size:g}.")
+        return Verdict(
+            "diverged",
+            f"{lost} of {num_chains} chains met a loss that is not finite; lower step_size={step_size:g}.",
+        )
     scale = np.sqrt(num_params / localization) if localization else np.inf
     if farthest > EXPLOSION * scale:
         return Verdict(
             "diverged",
-            f"the chains ran {farthest:.3g} away, where the localisation allows {scale:.3g}; lower step_size={step_size:g}.",
+            f"the chains ran {farthest:.3g} away, where the localisation allows {scale:.3g}; "
+            f"lower step_size={step_size:g}.",
         )
     relaxed = step_size * localization * num_steps / 2
     if growth > 1.3 and relaxed < 0.02 and abs(value["llc"]) < 1:
@@ -146,8 +149,8 @@ def _judge(
     if chance is not None and value["init_loss"] < chance <= value["mean_loss"]:
         return Verdict(
             "left_basin",
-            f"the mean sampled loss {value['mean_loss']:.4g} is not below {chance:.4g}, that of a trivial predictor: the chains "
-            "have forgotten the model; raise localization or n_beta, or lower step_size.",
+            f"the mean sampled loss {value['mean_loss']:.4g} is not below {chance:.4g}, that of a trivial predictor: "
+            "the chains have forgotten the model; raise localization or n_beta, or lower step_size.",
         )
     if value["llc_upper"] < 0:
         return Verdict(
@@ -157,11 +160,22 @@ def _judge(
         )
     if value["rhat"] > RHAT_LIMIT:
         return Verdict(
-            "not_mixed", f"R-hat is {value['rhat']:.2f}: the chains disagree or still drift; take more draws and more burn-in."
+            "not_mixed",
+            f"R-hat is {value['rhat']:.2f}: the chains disagree or still drift; take more draws and more burn-in.",
         )
     if step_size * localization / 4 > DISCRETISATION_LIMIT:
         bias = step_size * localization / 4
-        return Verdict("biased", f"the discrete step inflates variances by about {bias:.0%}; lower step_size={step_size:g}.")
+        return Verdict(
+            "biased",
+            f"the discrete step inflates variances by about {bias:.0%}; lower step_size={step_size:g}.",
+        )
     if value["llc_stderr"] > NOISE_LIMIT * max(abs(value["llc"]), 1.0):
-        return Verdict("noisy", f"the standard error is {value['llc_stderr']:.2g}; take more chains or draws, or a larger batch.")
+        return Verdict(
+            "noisy",
+            f"the standard error is {value['llc_stderr']:.2g}; take more chains or draws, or a larger batch.",
+        )
+    if chance is not None and value["init_loss"] >= chance:
+        return Verdict(
+            "ok", "chains agree; but w* is no better than a trivial predictor, so nothing tells whether they stayed local."
+        )
     return Verdict("ok", "chains agree, stay local and are precise enough.")

@@ -51,7 +51,7 @@ class LLCEstimate:
 
 
 def auto_n_beta(data: Any) -> float:
-    """n / ln(n) for arrays of n examples, Watanabe's inverse temperature.
+    """N / ln(n) for arrays of n examples, Watanabe's inverse temperature.
 
     Raises:
         ValueError: data is a function or holds fewer than 3 examples.

@@ -1,6 +1,6 @@
 """The LLC and its relatives from a stored sweep. Burn-in and thinning are chosen here, not when sampling.
 
-    LLC_k = n_beta * mean_t(L(w_t) - L(w*))  of chain k,   LLC = mean_k LLC_k        (arXiv 2308.12108, eq. 19)
+LLC_k = n_beta * mean_t(L(w_t) - L(w*))  of chain k,   LLC = mean_k LLC_k        (arXiv 2308.12108, eq. 19)
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def kept_draws(sweep: xr.Dataset, num_burnin_steps: int | None = None, thin: int
     """
     burnin = int(sweep.attrs["num_burnin_steps"]) if num_burnin_steps is None else num_burnin_steps
     if burnin < 0 or thin < 1:
-        raise ValueError(f"num_burnin_steps={burnin}, thin={thin}: give a burn-in of at least 0 and thin of at least 1.")
+        raise ValueError(
+            f"num_burnin_steps={burnin}, thin={thin}: give a burn-in of at least 0 and thin of at least 1."
+        )
     kept = np.flatnonzero(sweep["draw"].values >= burnin)[::thin]
     if kept.size < 1:
         last = int(sweep["draw"].values[-1])
@@ -100,7 +102,7 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
     return result.merge(_per_position(sweep, kept, usable)) if "loss_position" in sweep else result
 
 
-def _mean(values: Float[np.ndarray, "... chain"], usable: np.ndarray) -> Float[np.ndarray, "..."]:
+def _mean(values: Float[np.ndarray, "... chain"], usable: np.ndarray) -> Float[np.ndarray, ...]:
     """Mean over the usable chains; NaN where there is none."""
     total = np.where(usable, values, 0).sum(-1)
     return np.divide(total, usable.sum(-1), out=np.full(total.shape, np.nan), where=usable.any(-1))
@@ -169,7 +171,9 @@ def wbic(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, log_likeliho
         ValueError: the loss is no log-likelihood, or n_beta is not n / ln(n); the sentence says what to do.
     """
     if not log_likelihood:
-        raise ValueError("WBIC needs a loss that is a negative log-likelihood; squared error is one only after scaling.")
+        raise ValueError(
+            "WBIC needs a loss that is a negative log-likelihood; squared error is one only after scaling."
+        )
     if "num_examples" not in sweep.attrs:
         raise ValueError("WBIC needs a number of examples n; sweep over arrays, not over a function.")
     size = int(sweep.attrs["num_examples"])
@@ -177,8 +181,8 @@ def wbic(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, log_likeliho
     off = np.abs(sweep["n_beta"].values / wanted - 1) > 0.01
     if off.any():
         raise ValueError(
-            f"WBIC needs n_beta = n / ln(n) = {wanted:.6g}, but the sweep has n_beta={sweep['n_beta'].values[off][0]:.6g}; "
-            "sweep with n_beta='auto'."
+            f"WBIC needs n_beta = n / ln(n) = {wanted:.6g}, but the sweep has "
+            f"n_beta={sweep['n_beta'].values[off][0]:.6g}; sweep with that n_beta."
         )
     kept = kept_draws(sweep, num_burnin_steps)
     return size * sweep["loss"].isel(draw=kept).mean(("chain", "draw"))

@@ -8,11 +8,11 @@ checkpoints lose almost all their Monte-Carlo noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from llcjax.types import PRNGKey
@@ -46,16 +46,14 @@ def depends_on_checkpoint(common: Common, purpose: Purpose) -> bool:
     return common == "none" or (common == "batches" and purpose != "batch")
 
 
-def chain_key(
-    base: PRNGKey, purpose: Purpose, chain: int, checkpoint_step: int, common: Common = "all"
-) -> PRNGKey:
+def chain_key(base: PRNGKey, purpose: Purpose, chain: int, checkpoint_step: int, common: Common = "all") -> PRNGKey:
     """The root key of one chain for one purpose; the checkpoint enters by its training step, not its index."""
     root = jax.random.fold_in(jax.random.fold_in(base, _PURPOSES[purpose]), chain)
     return jax.random.fold_in(root, checkpoint_step) if depends_on_checkpoint(common, purpose) else root
 
 
 def chain_keys(
-    base: PRNGKey, purpose: Purpose, chains: Sequence[int], checkpoint_steps: Sequence[int], common: Common
+    base: PRNGKey, purpose: Purpose, chains: np.ndarray, checkpoint_steps: np.ndarray, common: Common
 ) -> Key[Array, " run"]:
     """`chain_key` of many runs at once; `chains` and `checkpoint_steps` run in parallel."""
     derive = jax.vmap(lambda chain, step: chain_key(base, purpose, chain, step, common))

@@ -32,9 +32,7 @@ class Plan:
     runs_per_launch: int
     """Chains that run at once, padding included: a multiple of the devices, at least two on each."""
     draws_per_chunk: int
-    """Draws between two visits of the host."""
-    num_chunks: int
-    """Chunks of one launch; the surplus of the last is dropped."""
+    """Draws between two visits of the host; the surplus of the last chunk is dropped."""
 
     @property
     def num_launches(self) -> int:
@@ -46,7 +44,7 @@ def make_plan(
     config: SweepConfig,
     *,
     num_groups: int,
-    num_recorded: int,
+    draws_per_chunk: int,
     num_devices: int,
     memory: Callable[[int, int], int] | None,
 ) -> Plan:
@@ -55,7 +53,7 @@ def make_plan(
     Args:
         config: the sweep.
         num_groups: (checkpoint, setting) pairs to run.
-        num_recorded: draws of a chain, burn-in included.
+        draws_per_chunk: draws between two visits of the host.
         num_devices: devices that share a launch.
         memory: `(groups, runs) -> bytes on each device` of a launch, measured by compiling it; None skips the check.
 
@@ -66,18 +64,16 @@ def make_plan(
         ValueError: not even one group fits on the devices.
     """
     most_runs = config.runs_per_launch or RUNS_PER_DEVICE.get(jax.default_backend(), 128) * num_devices
-    groups = _even(num_groups, max(1, most_runs // config.num_chains))
+    groups = even_parts(num_groups, max(1, most_runs // config.num_chains))
     limit = memory_limit()
     if memory is not None and limit is not None:
         groups = _shrink_to_fit(groups, num_groups, config.num_chains, num_devices, memory, limit)
-    chunks = -(-num_recorded // config.draws_per_chunk)
     return Plan(
         num_groups=num_groups,
         num_chains=config.num_chains,
         groups_per_launch=groups,
         runs_per_launch=padded_runs(groups * config.num_chains, num_devices),
-        draws_per_chunk=-(-num_recorded // chunks),
-        num_chunks=chunks,
+        draws_per_chunk=draws_per_chunk,
     )
 
 
@@ -95,10 +91,10 @@ def memory_limit() -> int | None:
     return None if limit is None else int(MEMORY_SHARE * limit)
 
 
-def _even(num_groups: int, most: int) -> int:
-    """Groups a launch when `num_groups` are cut into the fewest launches of at most `most`."""
-    launches = -(-num_groups // most)
-    return -(-num_groups // launches)
+def even_parts(total: int, most: int) -> int:
+    """Size of the parts when `total` is cut into the fewest parts of at most `most`, as equal as they can be."""
+    parts = -(-total // most)
+    return -(-total // parts)
 
 
 def _shrink_to_fit(
@@ -125,6 +121,6 @@ def _shrink_to_fit(
         less = memory(smaller, runs_of(smaller))
         slope = max((need - less) / (groups - smaller), 1)
         fitting = int(smaller + (limit - less) / slope)
-        groups = _even(num_groups, min(max(fitting, 1), groups - 1))
+        groups = even_parts(num_groups, min(max(fitting, 1), groups - 1))
         need = memory(groups, runs_of(groups))
     return groups

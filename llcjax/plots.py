@@ -134,9 +134,7 @@ def plot_metrics(metrics: xr.Dataset, stages: Stages | None = None) -> Figure:
     return figure
 
 
-def plot_traces(
-    sweep: xr.Dataset, checkpoints: Sequence[int] | Mapping[int, str], *, setting: int = 0
-) -> Figure:
+def plot_traces(sweep: xr.Dataset, checkpoints: Sequence[int] | Mapping[int, str], *, setting: int = 0) -> Figure:
     """Draw the loss of every chain above the loss at w*, burn-in shaded, one panel a checkpoint.
 
     Args:
@@ -263,9 +261,7 @@ def plot_positions(estimates: xr.Dataset, stages: Stages | None = None, *, setti
         )
         if "llc_position_stderr" in curve:
             error = 1.96 * curve["llc_position_stderr"].isel(position=index).values
-            axes.fill_between(
-                steps, values[:, index] - error, values[:, index] + error, color=color, alpha=0.15, lw=0
-            )
+            axes.fill_between(steps, values[:, index] - error, values[:, index] + error, color=color, alpha=0.15, lw=0)
     _set_limits(axes, values[_trusted(curve)][:, chosen].ravel())
     axes.set(xlabel="training step", ylabel="LLC of one position")
     _draw_stages(axes, stages, names="full")
@@ -298,9 +294,7 @@ def plot_settings(estimates: xr.Dataset, stages: Stages | None = None) -> Figure
     ordered = estimates.sortby("checkpoint")
     steps = ordered["checkpoint"].values
     _step_axis(axes, steps)
-    for index, color in zip(
-        range(ordered.sizes["setting"]), _ordered_colors(ordered.sizes["setting"]), strict=True
-    ):
+    for index, color in zip(range(ordered.sizes["setting"]), _ordered_colors(ordered.sizes["setting"]), strict=True):
         curve = ordered.isel(setting=index)
         lower, upper = interval(curve)
         axes.plot(steps, curve["llc"], color=color, lw=1.4, marker=".", ms=4, label=setting_label(curve))
@@ -319,9 +313,7 @@ def one_setting(estimates: xr.Dataset, setting: int) -> xr.Dataset:
         ValueError: there is no such setting.
     """
     if not 0 <= setting < estimates.sizes["setting"]:
-        raise ValueError(
-            f"setting={setting} is out of range: choose from 0 to {estimates.sizes['setting'] - 1}"
-        )
+        raise ValueError(f"setting={setting} is out of range: choose from 0 to {estimates.sizes['setting'] - 1}")
     return estimates.isel(setting=setting).sortby("checkpoint")
 
 
@@ -341,9 +333,7 @@ def chance_name(attrs: Mapping[Any, Any]) -> str:
 def setting_label(curve: xr.Dataset) -> str:
     """Return the hyperparameters of one setting in a few words."""
     names = {"n_beta": "n_beta", "localization": "localization", "step_size": "step size"}
-    return ", ".join(
-        f"{label} {float(curve[name]):.4g}" for name, label in names.items() if name in curve.coords
-    )
+    return ", ".join(f"{label} {float(curve[name]):.4g}" for name, label in names.items() if name in curve.coords)
 
 
 # ---- parts of figures ------------------------------------------------------------------------------------
@@ -588,9 +578,7 @@ def _tuples(flat: xr.DataArray) -> list[tuple[Any, ...]]:
 def _draw_lines(axes: Axes, steps: np.ndarray, lines: list[tuple[str, np.ndarray, str]]) -> None:
     order = np.argsort(steps)
     for (label, values, _), color in zip(lines, _ordered_colors(len(lines)), strict=True):
-        axes.plot(
-            steps[order], values[order], color=color, lw=1.3, marker=".", ms=3, label=_plain(label) or None
-        )
+        axes.plot(steps[order], values[order], color=color, lw=1.3, marker=".", ms=3, label=_plain(label) or None)
     everything = np.concatenate([values for _, values, _ in lines])
     finite = everything[np.isfinite(everything)]
     if finite.size and finite.min() > 0 and finite.max() > 100 * finite.min():
@@ -679,9 +667,7 @@ def _legend_below(figure: Figure, *all_axes: Axes, num_columns: int = 5) -> None
     """Put one legend for all axes under the figure, where it covers no data."""
     handles, labels = _entries(*all_axes)
     if handles:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=num_columns, fontsize=8.5, frameon=False
-        )
+        figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, fontsize=8.5, frameon=False)
 
 
 def _entries(*all_axes: Axes) -> tuple[list[Any], list[str]]:

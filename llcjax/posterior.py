@@ -36,7 +36,9 @@ class Loss(NamedTuple):
     @property
     def position_mean(self) -> Float[Array, " position"] | None:
         """The mean loss of each position."""
-        return None if self.position_total is None else self.position_total / self.position_weight
+        if self.position_total is None or self.position_weight is None:
+            return None
+        return self.position_total / self.position_weight
 
 
 def evaluate(loss_fn: LossFn, params: Params, batch: Batch) -> Loss:
@@ -88,7 +90,8 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
     if len(set(shapes)) > 1 or not (per_example or (shapes == [()])):
         raise ValueError(
             f"loss_fn returned shape {' and '.join(map(str, shapes))} for a batch of {size}; return a scalar mean, "
-            f"per-example losses ({size},), per-position losses ({size}, position), or (losses, weights) of equal shape."
+            f"per-example losses ({size},), per-position losses ({size}, position), "
+            "or (losses, weights) of equal shape."
         )
     return len(shapes[0]) == 2
 

@@ -86,10 +86,10 @@ class Program:
         self.spec = spec
         self.mesh = mesh
         self._compiled: dict[Any, jax.stages.Compiled] = {}
-        self.init_fn = jax.jit(_compat.shard_runs(self._init, mesh, (SAME, RUN), RUN))
+        self.init_fn = jax.jit(_compat.shard_runs(self.start_runs, mesh, (SAME, RUN), RUN))
         stream_spec = RUN if spec.own_streams else SAME
         in_specs = (RUN, SAME, RUN, stream_spec, SAME, SAME)
-        sharded = _compat.shard_runs(self._advance, mesh, in_specs, (RUN, RUN))
+        sharded = _compat.shard_runs(self.advance_runs, mesh, in_specs, (RUN, RUN))
         self.advance_fn = jax.jit(sharded, donate_argnums=0)
         self.loss_fn = jax.jit(self._dataset_loss)
 
@@ -107,7 +107,7 @@ class Program:
 
     def memory_bytes(self, *args: Any) -> int:
         """Bytes that one chunk needs on each device, from its compilation."""
-        facts = self._compile("advance", self.advance_fn, *args).memory_analysis()
+        facts: Any = self._compile("advance", self.advance_fn, *args).memory_analysis()
         return int(
             facts.temp_size_in_bytes
             + facts.argument_size_in_bytes
@@ -133,7 +133,9 @@ class Program:
         platform = "gpu" if platform in ("cuda", "rocm") else platform
         return jax.default_matmul_precision(_compat.matmul_precision(self.spec.precision, platform))
 
-    def _init(self, anchors: Params, runs: RunInputs) -> ChainState:
+    def start_runs(self, anchors: Params, runs: RunInputs) -> ChainState:
+        """Starts runs on one device (traced)."""
+
         def start(run: RunInputs, anchor: Params) -> ChainState:
             posterior, sampler = self._sampler(run, anchor)
             begin = anchor if self.spec.init == "anchor" else prior_start(run.init_root, posterior)
@@ -145,7 +147,7 @@ class Program:
         posterior = LocalPosterior(self.spec.loss_fn, anchor, run.n_beta, run.localization)
         return posterior, SAMPLERS[self.spec.sampler](posterior, run.step_size)
 
-    def _advance(
+    def advance_runs(
         self,
         states: ChainState,
         anchors: Params,
@@ -154,6 +156,7 @@ class Program:
         arrays: Any,
         first_draw: Int[Array, ""],
     ) -> tuple[ChainState, Recorded]:
+        """Advances runs on one device by a chunk of draws (traced)."""
         spec = self.spec
         anchor_of_run = trees.take(anchors, runs.group)
         recording = Recording(paired=spec.paired, per_position=spec.per_position, observe=spec.observe)
@@ -183,7 +186,9 @@ class Program:
 
         def move(states: ChainState, step: Int[Array, ""]) -> ChainState:
             return over_runs(
-                lambda sampler, _, key, state, batch: advance(sampler, key, state, step, batch)[0], states, step
+                lambda sampler, _, key, state, batch: advance(sampler, key, state, step, batch)[0],
+                states,
+                step,
             )
 
         states, recorded = scan_draws(

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class _Bar:
     """A rich progress bar with one free-form field; silent where it is disabled or there is nothing to draw on."""
 
     def __init__(self, title: str, total: int, done: int, enabled: bool) -> None:
+        # Short enough for a terminal of 80 columns, whose end would be cut.
         self.progress = Progress(
             TextColumn(f"[bold]{title}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=8),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[facts]}"),
             console=Console(file=sys.stderr),
             disable=not enabled,
@@ -27,7 +33,7 @@ class _Bar:
         )
         self.task = self.progress.add_task(title, total=total, completed=done, facts="")
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Self:
         self.progress.start()
         return self
 
@@ -48,7 +54,7 @@ class TrainProgress(_Bar):
     def update(self, step: int, loss: float | None) -> None:
         """Shows the step that was reached and the mean loss of the last segment."""
         speed = self.progress.tasks[0].speed
-        facts = "" if loss is None else f"loss {loss:.4g}"
+        facts = f"step {step:,}" + ("" if loss is None else f"  loss {loss:.4g}")
         self.show(step, facts + (f"  {speed:,.0f} steps/s" if speed else ""))
 
 
@@ -62,8 +68,8 @@ class SweepProgress(_Bar):
         """Shows the state of the sweep after a chunk."""
         self.show(
             stats.draws_done,
-            f"{stats.runs_done}/{stats.num_runs} runs  {stats.chain_steps_per_second:,.0f} chain-steps/s  "
-            f"LLC {stats.llc_low:.3g} to {stats.llc_high:.3g}",
+            f"{stats.runs_done}/{stats.num_runs} runs  {stats.draws_done:,} draws  "
+            f"{stats.chain_steps_per_second:,.0f} steps/s  LLC {stats.llc_low:.3g} to {stats.llc_high:.3g}",
         )
 
 

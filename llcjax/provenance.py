@@ -9,12 +9,25 @@ from pathlib import Path
 
 import jax
 
-PACKAGES = ("llcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "xarray", "zarr", "tinygp")
+from llcjax._version import __version__
+
+PACKAGES = (
+    "llcjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "xarray",
+    "zarr",
+    "tinygp",
+)
 
 
 def provenance() -> dict[str, str]:
     """Versions of the packages, the Python, the devices, and the git revision where the source is a checkout."""
-    facts = {name: _version(name) for name in PACKAGES}
+    facts = {"llcjax": __version__, **{name: _version(name) for name in PACKAGES}}
     devices = jax.local_devices()
     facts["python"] = platform.python_version()
     facts["device"] = f"{len(devices)} x {devices[0].device_kind}"

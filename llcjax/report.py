@@ -137,9 +137,7 @@ def write_tables(
 # ---- the summary -----------------------------------------------------------------------------------------
 
 
-def summary_lines(
-    estimates: xr.Dataset, stages: Stages | None = None, *, setting: int = 0
-) -> list[tuple[str, str]]:
+def summary_lines(estimates: xr.Dataset, stages: Stages | None = None, *, setting: int = 0) -> list[tuple[str, str]]:
     """Return the answers at the top of the page as (question, sentence) pairs in plain text."""
     return _summary_lines(plots.one_setting(estimates, setting), stages)
 
@@ -195,8 +193,7 @@ def _stage_sentence(stages: Stages | None) -> str:
         return "No boundary was found: the curve is one stage."
     kinds = {"A": "type A", "B": "type B", "-": "neither"}
     parts = [
-        f"{stage.name} ({kinds.get(stage.kind, stage.kind)}) up to {round(stage.end):,}"
-        for stage in stages.stages
+        f"{stage.name} ({kinds.get(stage.kind, stage.kind)}) up to {round(stage.end):,}" for stage in stages.stages
     ]
     return f"{len(parts)} stages, by steps at which they end: {', '.join(parts)}."
 
@@ -204,14 +201,8 @@ def _stage_sentence(stages: Stages | None) -> str:
 def _trust_sentence(curve: xr.Dataset) -> str:
     counts, total = _counts(curve), curve.sizes["checkpoint"]
     if counts.get("ok") == total:
-        return (
-            f"The verdict is ok at all {total} checkpoints."
-            if total > 1
-            else "The verdict of the checkpoint is ok."
-        )
-    others = ", ".join(
-        f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if verdict != "ok"
-    )
+        return f"The verdict is ok at all {total} checkpoints." if total > 1 else "The verdict of the checkpoint is ok."
+    others = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if verdict != "ok")
     return f"The verdict is ok at {counts.get('ok', 0)} of {total} checkpoints; the others: {others}."
 
 
@@ -234,9 +225,7 @@ def _basin_sentence(curve: xr.Dataset) -> str:
     middle = f"at the median checkpoint, sampling undid {share:.0%} of the network's lead over it"
     middle = middle if share > 0 else "at the median checkpoint, the draws have lower loss than w*"
     if not away.any():
-        return (
-            f"Yes, by this test: wherever w* clearly beats the {name}, so do the sampler's draws; {middle}."
-        )
+        return f"Yes, by this test: wherever w* clearly beats the {name}, so do the sampler's draws; {middle}."
     steps = curve["checkpoint"].values[away]
     return (
         f"Not everywhere: at {away.sum()} of the {learned.sum()} checkpoints that clearly beat the {name}, "
@@ -298,9 +287,7 @@ def _curve_section(
     return "curve", "LLC and loss", body
 
 
-def _position_section(
-    figure: _Figures, estimates: xr.Dataset, stages: Stages | None, setting: int
-) -> Section:
+def _position_section(figure: _Figures, estimates: xr.Dataset, stages: Stages | None, setting: int) -> Section:
     if "llc_position" not in estimates:
         return "positions", "LLC by position", ""
     body = figure(
@@ -379,14 +366,11 @@ def _health_section(
         ]
         for verdict, count in _counts(curve).items()
     ]
-    body = _table(
-        ["verdict", "checkpoints", "steps", "meaning"], rows, text_columns=(0, 2, 3), verdict_column=0
-    )
+    body = _table(["verdict", "checkpoints", "steps", "meaning"], rows, text_columns=(0, 2, 3), verdict_column=0)
     body += figure(
         "mean_loss",
         lambda: plots.plot_mean_loss(estimates, stages=stages, setting=setting),
-        "Mean loss of the sampler's draws, loss at w* and loss of a trivial predictor against the training "
-        "step",
+        "Mean loss of the sampler's draws, loss at w* and loss of a trivial predictor against the training step",
         "Where the sampler went. The shaded gap, times n_beta, is the LLC. Draws at or above the dashed "
         "line know no more than a trivial predictor: they have left the basin, and the LLC there follows "
         "from the loss alone.",
@@ -448,9 +432,7 @@ def choose_checkpoints(curve: xr.Dataset) -> dict[int, str]:
     if np.isfinite(curve["llc"].values).any():
         reasons.setdefault(_largest(curve), []).append("largest LLC")
     reasons.setdefault(steps[worst], [])
-    remarks = {
-        step: [*reason, verdicts[steps.index(step)].replace("_", " ")] for step, reason in reasons.items()
-    }
+    remarks = {step: [*reason, verdicts[steps.index(step)].replace("_", " ")] for step, reason in reasons.items()}
     return {step: ", ".join(remarks[step]) for step in sorted(remarks)}
 
 
@@ -472,8 +454,7 @@ def _settings_section(figure: _Figures, estimates: xr.Dataset, stages: Stages | 
         "settings",
         lambda: plots.plot_settings(estimates, stages),
         "LLC against the training step, one curve for each hyperparameter setting",
-        "The same curve at every setting, with 95% intervals. Features that all of them share can be "
-        "believed first.",
+        "The same curve at every setting, with 95% intervals. Features that all of them share can be believed first.",
     )
     return "settings", "Settings compared", body
 
@@ -505,9 +486,7 @@ def _reading_section() -> Section:
 def _making_section(config: Mapping[str, Any], provenance: Mapping[str, Any], command: str) -> Section:
     rows = [[key, value] for key, value in _flatten(provenance)]
     body = f"<p>The command that makes this report again:</p><pre>{_text(command)}</pre>"
-    body += _details(
-        "Provenance", _table(["what", "value"], rows, text_columns=(0, 1)) if rows else "<p>None.</p>"
-    )
+    body += _details("Provenance", _table(["what", "value"], rows, text_columns=(0, 1)) if rows else "<p>None.</p>")
     return "making", "Made by", body + _details("Configuration", f"<pre>{_text(_json(config))}</pre>")
 
 
@@ -618,9 +597,7 @@ def _llc_rows(estimates: xr.Dataset) -> list[list[Any]]:
         curve = plots.one_setting(estimates, index)
         fixed = [float(curve[name]) for name in settings]
         columns = [curve[name].values.tolist() for name in names]
-        rows += [
-            [step, *fixed, *cells] for step, *cells in zip(curve["checkpoint"].values, *columns, strict=True)
-        ]
+        rows += [[step, *fixed, *cells] for step, *cells in zip(curve["checkpoint"].values, *columns, strict=True)]
     return rows
 
 

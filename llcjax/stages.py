@@ -256,9 +256,7 @@ def find_stages(
     )
 
 
-def _plateaus(
-    posterior: CurvePosterior, tolerance: float, min_width: float, probability: float
-) -> tuple[Plateau, ...]:
+def _plateaus(posterior: CurvePosterior, tolerance: float, min_width: float, probability: float) -> tuple[Plateau, ...]:
     """Return the runs of grid points that are flat with enough probability and are wide enough."""
     means, sds = posterior.slope_means, np.maximum(posterior.slope_sds, 1e-300)
     flat = np.mean(ndtr((tolerance - means) / sds) - ndtr((-tolerance - means) / sds), axis=0)
@@ -268,9 +266,7 @@ def _plateaus(
     edges = np.flatnonzero(np.diff(np.concatenate([[0], (flat >= probability).astype(int), [0]])))
     grid = posterior.fit.step
     return tuple(
-        Plateau(
-            start=float(grid[start]), end=float(grid[stop - 1]), probability=float(flat[start:stop].min())
-        )
+        Plateau(start=float(grid[start]), end=float(grid[stop - 1]), probability=float(flat[start:stop].min()))
         for start, stop in zip(edges[::2], edges[1::2], strict=True)
         if posterior.x[stop - 1] - posterior.x[start] >= min_width
     )
@@ -413,17 +409,14 @@ def _stages(
     )
 
 
-def _paper_stages(
-    steps: np.ndarray, values: np.ndarray, losses: np.ndarray | None, tolerance: float
-) -> Stages:
+def _paper_stages(steps: np.ndarray, values: np.ndarray, losses: np.ndarray | None, tolerance: float) -> Stages:
     """Return every local minimum of |slope| below the tolerance as a boundary, as published."""
     fit, nan = paper_curve(steps, values), float("nan")
     size = np.abs(fit.slope)
     least = (size[1:-1] < size[:-2]) & (size[1:-1] < size[2:]) & (size[1:-1] < tolerance)
     places = [0, *(np.flatnonzero(least) + 1).tolist(), steps.size - 1]
     boundaries = tuple(
-        Boundary(step=float(steps[i]), lower=nan, upper=nan, kind="least_slope", probability=nan)
-        for i in places[1:-1]
+        Boundary(step=float(steps[i]), lower=nan, upper=nan, kind="least_slope", probability=nan) for i in places[1:-1]
     )
     ends = [float(steps[i]) for i in places]
     unknown = np.full(len(places) - 1, nan)

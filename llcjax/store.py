@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import xarray as xr
@@ -33,6 +33,15 @@ LONG_NAMES = {
     "init_loss_stderr": "standard error of init_loss",
     "init_loss_position": "L(w*) of each position on all examples",
 }
+
+
+class SavedState(NamedTuple):
+    """The state of a launch in flight."""
+
+    groups: np.ndarray
+    draws_done: int
+    leaves: list[np.ndarray]
+    """Leaves of the chains' states, each with the leading axis `run`."""
 
 
 class SweepStore:
@@ -76,7 +85,13 @@ class SweepStore:
             array.attrs["long_name"] = LONG_NAMES[name]
 
     def allocate(
-        self, name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, fill: Any
+        self,
+        name: str,
+        dims: tuple[str, ...],
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        dtype: str,
+        fill: Any,
     ) -> None:
         """Makes room for an array that is written in pieces."""
         array = self.group.create_array(
@@ -86,11 +101,16 @@ class SweepStore:
 
     def write(self, name: str, index: tuple[Any, ...], values: np.ndarray) -> None:
         """Writes a piece of an allocated array."""
-        self.group[name][index] = values
+        self._array(name)[index] = values
 
     def read(self, name: str) -> np.ndarray:
         """Reads a whole array."""
-        return np.asarray(self.group[name][...])
+        return np.asarray(self._array(name)[...])
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        found = self.group[name]
+        assert isinstance(found, zarr.Array)
+        return found
 
     def open(self) -> xr.Dataset:
         """The store as a dataset; loaded where it lives in memory, lazy where it lies on disk."""
@@ -101,25 +121,31 @@ class SweepStore:
         """Where the state of the launch in flight is kept: beside the store, which holds only zarr."""
         return None if self.path is None else self.path.with_name(self.path.name + ".resume.npz")
 
+    @property
+    def wall_seconds(self) -> float:
+        """Time that the sweep has taken so far."""
+        return float(cast(float, self.group.attrs["wall_seconds"]))
+
     def save_state(self, groups: np.ndarray, draws_done: int, leaves: list[np.ndarray]) -> None:
         """Keeps the state of a launch in flight, atomically."""
         if self.resume_file is None:
             return
         draft = self.resume_file.with_suffix(".tmp")
         with draft.open("wb") as file:
-            np.savez(file, groups=groups, draws_done=draws_done, **{f"leaf_{i}": x for i, x in enumerate(leaves)})
+            named: dict[str, Any] = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+            np.savez(file, groups=groups, draws_done=draws_done, **named)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self.resume_file)
 
-    def load_state(self) -> tuple[np.ndarray, int, list[np.ndarray]] | None:
+    def load_state(self) -> SavedState | None:
         """The state of the launch in flight, or None if there is none that can be read."""
         if self.resume_file is None or not self.resume_file.exists():
             return None
         try:
             with np.load(self.resume_file, allow_pickle=False) as saved:
                 leaves = [saved[f"leaf_{i}"] for i in range(len(saved.files) - 2)]
-                return saved["groups"], int(saved["draws_done"]), leaves
+                return SavedState(saved["groups"], int(saved["draws_done"]), leaves)
         except Exception:  # torn by a crash: the launch is redone
             return None
 
@@ -150,11 +176,11 @@ def open_sweep(path: Path | str) -> xr.Dataset:
     return _dataset(_open_group(Path(path), "r"))
 
 
-def _open_group(path: Path, mode: str) -> zarr.Group:
+def _open_group(path: Path, mode: Literal["r", "r+"]) -> zarr.Group:
     try:
         group = zarr.open_group(str(path), mode=mode)
         version = group.attrs["llcjax_format"]
-        broken = [name for name, array in group.arrays() if len(array.metadata.dimension_names or ()) != array.ndim]
+        broken = [name for name, array in group.arrays() if len(_dims(array)) != array.ndim]
     except Exception as error:  # zarr raises many types on missing and on broken metadata
         raise ValueError(
             f"{path} is no store of a sweep, or a corrupt one ({type(error).__name__}: {error}); run `llcjax sweep`."
@@ -165,6 +191,10 @@ def _open_group(path: Path, mode: str) -> zarr.Group:
         if needed not in group:
             raise ValueError(f"{path} is a corrupt store: it lacks the array {needed!r}; sweep again.")
     return group
+
+
+def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
+    return getattr(array.metadata, "dimension_names", None) or ()
 
 
 def _dataset(group: zarr.Group) -> xr.Dataset:

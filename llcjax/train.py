@@ -21,6 +21,7 @@ from llcjax.config import as_dict, fingerprint
 from llcjax.interrupt import Interrupted, StopRequest
 from llcjax.posterior import evaluate
 from llcjax.progress import TrainProgress
+from llcjax.samplers.transforms import stateless
 from llcjax.types import Batch, InitFn, LossFn, Params, PRNGKey
 
 
@@ -109,7 +110,9 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformationExtraArgs
     """The optax optimiser of a config; its update takes `key=` for the gradient noise."""
     build = getattr(optax, config.optimizer)
     schedule = learning_rate_schedule(config)
-    before = [_add_gradient_noise(config.gradient_noise)] if config.gradient_noise else []
+    before: list[optax.GradientTransformation] = []
+    if config.gradient_noise:
+        before.append(_add_gradient_noise(config.gradient_noise))
     if config.weight_decay and config.optimizer.endswith("w"):
         return optax.chain(*before, build(schedule, weight_decay=config.weight_decay))
     if config.weight_decay:
@@ -118,14 +121,13 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformationExtraArgs
 
 
 def _add_gradient_noise(spread: float) -> optax.GradientTransformationExtraArgs:
-    """Isotropic Gaussian noise; the key comes with each update, so that vmapped seeds differ."""
+    """Isotropic Gaussian noise on the gradient, of its own for each of the vmapped seeds."""
 
-    def update(updates: Params, state: Any, params: Any = None, *, key: PRNGKey, **extra: Any) -> tuple[Params, Any]:
-        del params, extra
-        noise = trees.normal_like(key, updates)
-        return jax.tree.map(lambda u, xi: u + spread * xi, updates, noise), state
+    def move(updates: Params, params: Params, key: PRNGKey) -> Params:
+        del params
+        return jax.tree.map(lambda u, xi: u + spread * xi, updates, trees.normal_like(key, updates))
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return stateless(move)
 
 
 def train(
@@ -258,6 +260,7 @@ class _Saver:
         """Saves a segment; the journal entry comes last, so a half-written save is never trusted."""
         assert self.folder is not None
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        self.folder.mkdir(parents=True, exist_ok=True)
         tree = {"params": segment.params, "train_loss": segment.train_loss, "state": leaves}
         save_tree(tree, self.folder / f"segment_{position}")
         journal = self._journal()
@@ -271,9 +274,7 @@ class _Saver:
     def restore(self) -> tuple[int, list[Segment], list[np.ndarray] | None]:
         """Number of snapshots already saved, their segments, and the leaves of the training state."""
         journal = self._journal()
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        if journal is None:
+        if self.folder is None or journal is None:
             return 0, [], None
         if journal["identity"] != self.identity:
             raise ValueError(f"{self.folder} holds training of another config; choose another folder or remove it.")

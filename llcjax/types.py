@@ -30,7 +30,7 @@ class LossFn(Protocol):
     The loss of a batch is `sum(weights * losses) / sum(weights)`.
     """
 
-    def __call__(self, params: Params, batch: Batch) -> LossOutput:
+    def __call__(self, params: Params, batch: Batch, /) -> LossOutput:
         """Evaluates the loss of each example (and position)."""
         ...
 
@@ -38,7 +38,7 @@ class LossFn(Protocol):
 class ApplyFn(Protocol):
     """A pure forward pass `(params, inputs) -> outputs`."""
 
-    def __call__(self, params: Params, inputs: Array) -> Array:
+    def __call__(self, params: Params, inputs: Array, /) -> Array:
         """Evaluates the model."""
         ...
 

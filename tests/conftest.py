@@ -7,13 +7,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # scipy's BLAS threads get in the way of those of jax on few cores: small fits become many times slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pytest
 
-from llcjax.checkpoints import CheckpointBank  # noqa: E402
+from llcjax.checkpoints import CheckpointBank
 
 
 @pytest.fixture

@@ -10,7 +10,10 @@ from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank
 @pytest.fixture
 def bank():
     rng = np.random.default_rng(0)
-    params = {"block": {"0": {"kernel": rng.normal(size=(4, 3, 2)).astype(np.float32)}}, "bias": np.zeros((4, 2), np.float32)}
+    params = {
+        "block": {"0": {"kernel": rng.normal(size=(4, 3, 2)).astype(np.float32)}},
+        "bias": np.zeros((4, 2), np.float32),
+    }
     return CheckpointBank(
         params=params, steps=np.array([0, 1, 10, 100]), config={"a": 1}, metrics={"loss": np.arange(4.0)}
     )

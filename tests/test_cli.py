@@ -17,11 +17,34 @@ from llcjax.cli import main
 from llcjax.models import TransformerConfig, icl_transformer
 from llcjax.pipelines.regression import PRESETS, experiment_from, load_experiment
 
-TINY = (
-    "--train.num-steps 60 --train.batch-size 16 --train.num-log-checkpoints 5 --train.num-linear-checkpoints 3 "
-    "--model.model-width 16 --model.mlp-width 16 --sweep.num-draws 8 --sweep.num-burnin-steps 4 --sweep.num-chains 2 "
-    "--sweep.batch-size 16 --num-examples 64 --num-test-sequences 64 --task.num-pairs 4"
-).split()
+TINY = [
+    "--train.num-steps",
+    "60",
+    "--train.batch-size",
+    "16",
+    "--train.num-log-checkpoints",
+    "5",
+    "--train.num-linear-checkpoints",
+    "3",
+    "--model.model-width",
+    "16",
+    "--model.mlp-width",
+    "16",
+    "--sweep.num-draws",
+    "8",
+    "--sweep.num-burnin-steps",
+    "4",
+    "--sweep.num-chains",
+    "2",
+    "--sweep.batch-size",
+    "16",
+    "--num-examples",
+    "64",
+    "--num-test-sequences",
+    "64",
+    "--task.num-pairs",
+    "4",
+]
 
 
 def llc(*arguments, expect=0):
@@ -130,7 +153,12 @@ def test_nan_parameters_and_a_wrong_model_are_refused(tmp_path, capsys):
 
 
 def test_help_explains_fields_with_units_and_defaults(capsys):
-    for arguments in (["--help"], ["run", "regression", "--help"], ["stages", "--help"], ["report", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["run", "regression", "--help"],
+        ["stages", "--help"],
+        ["report", "--help"],
+    ):
         try:
             main(arguments)
         except SystemExit as stopped:

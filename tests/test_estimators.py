@@ -83,7 +83,9 @@ def test_burnin_and_thinning_are_chosen_on_the_stored_sweep():
     sweep = made_sweep(trace, burnin=50)
     assert float(judge(sweep)["llc"]) == pytest.approx(10 * trace[:, 50:].mean(), rel=1e-5)
     assert float(judge(sweep, num_burnin_steps=0)["llc"]) == pytest.approx(10 * trace.mean(), rel=1e-5)
-    assert float(judge(sweep, num_burnin_steps=60, thin=5)["llc"]) == pytest.approx(10 * trace[:, 60::5].mean(), rel=1e-5)
+    assert float(judge(sweep, num_burnin_steps=60, thin=5)["llc"]) == pytest.approx(
+        10 * trace[:, 60::5].mean(), rel=1e-5
+    )
     with pytest.raises(ValueError, match="leaves no draws"):
         judge(sweep, num_burnin_steps=100)
     with pytest.raises(ValueError, match="thin=0"):
@@ -168,7 +170,11 @@ def test_paired_and_dataset_baselines_estimate_the_same_with_less_noise_for_the_
             batch_size=16, baseline=baseline,
         )  # fmt: skip
         result = llcjax.sweep(
-            lambda w, b: jnp.square(b[0] @ w - b[1]), bank_of(jnp.asarray(best)), (x, y), config, devices=one_device
+            lambda w, b: jnp.square(b[0] @ w - b[1]),
+            bank_of(jnp.asarray(best)),
+            (x, y),
+            config,
+            devices=one_device,
         )
         tables[baseline] = llcjax.estimates(result).isel(checkpoint=0, setting=0)
     paired, dataset = tables["paired"], tables["dataset"]

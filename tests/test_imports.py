@@ -9,14 +9,14 @@ PACKAGE = Path(__file__).parents[1] / "llcjax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYER = {
-    "types": 0, "trees": 0, "keys": 0, "_compat": 0, "interrupt": 0, "progress": 0, "provenance": 0,
+    "types": 0, "trees": 0, "keys": 0, "_compat": 0, "_version": 0, "interrupt": 0, "progress": 0, "provenance": 0,
     "models": 1, "tasks": 1, "posterior": 1,
     "checkpoints": 2, "data": 2, "samplers": 2,
     "chain": 3, "config": 3, "train": 4,
-    "program": 4, "plan": 4, "store": 4, "sweep": 5,
-    "reference": 5, "diagnostics": 5, "estimators": 6, "metrics": 6, "curves": 6,
-    "estimate": 7, "stages": 7, "plots": 8, "report": 9,
-    "pipelines": 10, "cli": 11, "__init__": 12, "__main__": 12,
+    "program": 4, "plan": 4, "store": 4, "job": 5, "baseline": 6, "writer": 6, "launch": 7, "sweep": 8,
+    "reference": 8, "diagnostics": 8, "estimators": 9, "metrics": 9, "curves": 9,
+    "estimate": 10, "stages": 10, "plots": 11, "report": 12,
+    "pipelines": 13, "cli": 14, "__init__": 15, "__main__": 15,
 }  # fmt: skip
 
 ONLY_IN = {

@@ -75,7 +75,9 @@ def test_forward_equals_a_numpy_reference(model):
     np.testing.assert_allclose(apply(params, jnp.asarray(inputs, jnp.float32)), expected, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{"layer_norm": False}, {"double_residual": False}, {"num_layers": 1, "num_heads": 2}])
+@pytest.mark.parametrize(
+    "options", [{"layer_norm": False}, {"double_residual": False}, {"num_layers": 1, "num_heads": 2}]
+)
 def test_options_change_the_model(options):
     init, apply = icl_transformer(TransformerConfig(**options), TASK.num_tokens, TASK.token_width)
     params = init(jax.random.key(0))

@@ -76,9 +76,7 @@ def example_estimates(steps: np.ndarray = STEPS, num_settings: int = 1) -> xr.Da
     rng, dims, shape = np.random.default_rng(1), ("checkpoint", "setting"), (len(steps), num_settings)
     n_beta = example_sweep(steps[:1], num_settings)["n_beta"].values
     stderr, loss = rng.uniform(1.0, 3.0, shape), example_loss(steps)[:, None] * np.ones(shape)
-    llc = (
-        example_llc(steps)[:, None] + 3 + 0.8 * stderr * rng.normal(size=shape) + 10 * np.arange(num_settings)
-    )
+    llc = example_llc(steps)[:, None] + 3 + 0.8 * stderr * rng.normal(size=shape) + 10 * np.arange(num_settings)
     variables = {
         "llc": llc,
         "llc_stderr": stderr,
@@ -190,9 +188,7 @@ def write_example(folder: Path, *, sweep: xr.Dataset | None = None, **changes: o
         "command": "llcjax run regression --seed 1",
         "notes": ["One seed: spread between training runs is not in the error bars."],
     }
-    return report.write_report(
-        folder, sweep=example_sweep() if sweep is None else sweep, **{**fields, **changes}
-    )
+    return report.write_report(folder, sweep=example_sweep() if sweep is None else sweep, **{**fields, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -235,11 +231,7 @@ def test_the_report_is_one_file_that_loads_nothing(tmp_path):
     page = parse(path)
     assert len(page.loads) == 8 and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert page.images_without_alt == 0
-    assert (
-        "url(" not in path.read_text()
-        and "@import" not in path.read_text()
-        and "<script" not in path.read_text()
-    )
+    assert "url(" not in path.read_text() and "@import" not in path.read_text() and "<script" not in path.read_text()
     names = {file.stem for file in (tmp_path / "figures").glob("*.png")}
     assert names == {"curve", "slope", "metrics", "positions", "mean_loss", "health", "traces", "running_llc"}
 
@@ -252,9 +244,7 @@ def test_whatever_comes_from_a_file_is_escaped(tmp_path):
     metrics["test_loss"].attrs.update(long_name=evil, units=evil)
     first = replace(stages.stages[0], name=evil, kind=evil)
     end = replace(stages.boundaries[0], kind=evil, lower=np.nan, upper=np.nan)
-    stages = replace(
-        stages, method=evil, stages=(first, *stages.stages[1:]), boundaries=(end, *stages.boundaries[1:])
-    )
+    stages = replace(stages, method=evil, stages=(first, *stages.stages[1:]), boundaries=(end, *stages.boundaries[1:]))
     words = {"title": evil, "command": evil, "notes": [evil], "chance_name": evil}
     tables = {"config": {evil: {"a": evil}}, "provenance": {evil: {evil: [evil]}}}
     path = write_example(tmp_path, estimates=estimates, stages=stages, metrics=metrics, **words, **tables)

@@ -83,9 +83,7 @@ def test_sgld_has_the_stationary_law_of_the_discretised_chain():
     squares = np.square(np.asarray(jax.jit(jax.vmap(chain))(jnp.arange(256)), np.float64))
     per_chain = squares.mean(1)
     error = per_chain.std(0, ddof=1) / np.sqrt(256)
-    exact = reference.sgld_variance(
-        CURVATURE, n_beta=n_beta, localization=localization, step_size=step_size
-    )
+    exact = reference.sgld_variance(CURVATURE, n_beta=n_beta, localization=localization, step_size=step_size)
     z = (per_chain.mean(0) - exact) / error
     assert np.all(error / exact < 0.03)
     assert np.all(np.abs(z) < 4), z
@@ -111,7 +109,13 @@ def test_llc_of_a_quadratic_is_the_discretised_closed_form():
 
 def test_a_start_from_the_prior_has_its_law():
     config = SweepConfig(
-        n_beta=0.0, localization=25.0, step_size=1e-3, num_chains=2000, num_draws=1, batch_size=None, init="prior"
+        n_beta=0.0,
+        localization=25.0,
+        step_size=1e-3,
+        num_chains=2000,
+        num_draws=1,
+        batch_size=None,
+        init="prior",
     )
     result = llcjax.sweep(quadratic, bank_of(ANCHOR), None, config, devices=jax.local_devices()[:1])
     squares = np.square(result["distance"].values.ravel().astype(np.float64))

@@ -155,9 +155,7 @@ def test_the_published_procedure():
     fit = paper_curve(STEPS, value)
     assert (fit.amplitude, fit.length_scale) == pytest.approx((np.sqrt(1e3), 0.5), rel=1e-4)
     size = np.abs(fit.slope)
-    expected = [
-        STEPS[i] for i in range(1, X.size - 1) if size[i] < min(size[i - 1], size[i + 1]) and size[i] < 8
-    ]
+    expected = [STEPS[i] for i in range(1, X.size - 1) if size[i] < min(size[i - 1], size[i + 1]) and size[i] < 8]
     assert [boundary.step for boundary in stages.boundaries] == expected
     left, right = np.diff(fit.mean[:3]) / np.diff(X[:3])
     assert fit.slope[0] == fit.slope[1] == pytest.approx((left + right) / 2)
@@ -202,9 +200,7 @@ def test_read_curve_takes_errors_and_loss_and_ignores_the_spread_of_draws(tmp_pa
     path = tmp_path / "curve.csv"
     path.write_text("step,score,score_stderr,llc_draw_std,test_mse\n0,1,0.1,9,4\n10,2,0.2,9,3\n")
     step, value, stderr, loss = read_curve(path, "score")
-    np.testing.assert_array_equal(
-        np.stack([step, value, stderr, loss]), [[0, 10], [1, 2], [0.1, 0.2], [4, 3]]
-    )
+    np.testing.assert_array_equal(np.stack([step, value, stderr, loss]), [[0, 10], [1, 2], [0.1, 0.2], [4, 3]])
     path.write_text("step,llc,llc_draw_std\n0,1,9\n10,2,9\n")
     assert read_curve(path)[2:] == (None, None)
     with pytest.raises(ValueError, match="no column 'score'"):

@@ -281,8 +281,12 @@ def test_everything_asked_for_is_recorded(tmp_path, transformer, one_device):
         n_beta=(20.0, 50.0), localization=100.0, step_size=1e-4, num_chains=2, num_draws=6, batch_size=32,
         per_position=True, eval_every=3,
     )  # fmt: skip
+
     def observe(params):
-        return {"bias": params["unembed"]["bias"], "norm": sum(jnp.sum(x**2) for x in jax.tree.leaves(params))}
+        return {
+            "bias": params["unembed"]["bias"],
+            "norm": sum(jnp.sum(x**2) for x in jax.tree.leaves(params)),
+        }
 
     result = sweep(loss, bank, data, config, out=tmp_path / "s", observe=observe, chance=2.1, devices=one_device)
     assert result["loss"].dims == ("checkpoint", "setting", "chain", "draw")

@@ -24,11 +24,16 @@ def test_the_sweep_program_lowers_for_tpu(monkeypatch, one_device):
     original = program.Program.advance
 
     def spy(self, *args):
-        seen["program"], seen["args"] = self, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+        seen["program"], seen["args"] = (
+            self,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args),
+        )
         return original(self, *args)
 
     monkeypatch.setattr(program.Program, "advance", spy)
-    bank = CheckpointBank(params=jax.tree.map(lambda x: np.asarray(x)[None], INIT(jax.random.key(0))), steps=np.array([0]))
+    bank = CheckpointBank(
+        params=jax.tree.map(lambda x: np.asarray(x)[None], INIT(jax.random.key(0))), steps=np.array([0])
+    )
     config = SweepConfig(num_chains=2, num_draws=3, batch_size=8, per_position=True, eval_every=2)
     sweep(squared_error(APPLY), bank, TASK.sample(keys.as_key(0), 32), config, devices=one_device)
     exported = export.export(seen["program"].advance_fn, platforms=["tpu"])(*seen["args"])

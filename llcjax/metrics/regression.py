@@ -29,7 +29,12 @@ LONG_NAMES = {
 
 
 def regression_metrics(
-    apply: ApplyFn, bank: CheckpointBank, task: RegressionTask, *, num_sequences: int = 4096, seed: int = 1_000_003
+    apply: ApplyFn,
+    bank: CheckpointBank,
+    task: RegressionTask,
+    *,
+    num_sequences: int = 4096,
+    seed: int = 1_000_003,
 ) -> xr.Dataset:
     """Measures every checkpoint of a bank on the same fresh sequences.
 
@@ -96,7 +101,10 @@ def _out_of_distribution(apply: ApplyFn, params: Params, parts: SequenceParts) -
     """Loss with x (and y with it), or with the hidden task, scaled by each gain."""
     scores = {}
     for gain in OOD_GAINS:
-        for name, moved in (("inputs", parts.sequences(input_gain=gain)), ("tasks", parts.sequences(task_gain=gain))):
+        for name, moved in (
+            ("inputs", parts.sequences(input_gain=gain)),
+            ("tasks", parts.sequences(task_gain=gain)),
+        ):
             error = predictions(apply, params, moved) - moved.y
             scores[f"ood_{name}_{gain:g}"] = jnp.mean(jnp.square(error))
     return scores

@@ -68,9 +68,7 @@ def _linear(fan_in: int, fan_out: int, rngs: nnx.Rngs, bias: bool) -> nnx.Linear
     def bias_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Linear(
-        fan_in, fan_out, use_bias=bias, kernel_init=_WEIGHT_INIT, bias_init=bias_init, rngs=rngs
-    )
+    return nnx.Linear(fan_in, fan_out, use_bias=bias, kernel_init=_WEIGHT_INIT, bias_init=bias_init, rngs=rngs)
 
 
 def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | None:
@@ -119,9 +117,7 @@ class _Block(nnx.Module):
 class _Transformer(nnx.Module):
     """Embedding, positions, blocks, unembedding."""
 
-    def __init__(
-        self, config: TransformerConfig, num_tokens: int, token_width: int, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, config: TransformerConfig, num_tokens: int, token_width: int, rngs: nnx.Rngs) -> None:
         self.double_residual = config.double_residual
         self.embed = _linear(token_width, config.model_width, rngs, bias=False)
         # A linear map of one-hot positions in the paper's code, hence its initialisation.

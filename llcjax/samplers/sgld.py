@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from llcjax.posterior import LocalPosterior
 from llcjax.samplers.base import Sampler, SamplerState, StepInfo
+from llcjax.samplers.transforms import stateless
 from llcjax.trees import normal_like
 from llcjax.types import Batch, Params, PRNGKey
 
@@ -25,37 +26,23 @@ Scalar = Float[Array, ""] | float
 def add_localization(anchor: Params, localization: Scalar) -> optax.GradientTransformationExtraArgs:
     """Adds `localization * (params - anchor)` to the gradient."""
 
-    def update(
-        updates: Params, state: optax.EmptyState, params: Params | None = None, **extra: object
-    ) -> tuple[Params, optax.EmptyState]:
-        del extra
-        pulled = jax.tree.map(lambda u, w, a: u + localization * (w - a), updates, params, anchor)
-        return pulled, state
+    def move(updates: Params, params: Params, key: PRNGKey) -> Params:
+        del key
+        return jax.tree.map(lambda u, w, a: u + localization * (w - a), updates, params, anchor)
 
-    return optax.GradientTransformationExtraArgs(_no_state, update)
+    return stateless(move)
 
 
 def langevin_step(step_size: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Turns the gradient of U into a Langevin update.
+    """Turns the gradient of U into a Langevin update: -step_size/2 * gradient + sqrt(step_size) * noise."""
 
-    The key comes with each update and is never kept in the state: `optax.add_noise` keeps it there, and
-    `vmap(init)` then gives every chain the same noise.
-    """
-
-    def update(
-        updates: Params, state: optax.EmptyState, params: Params | None = None, *, key: PRNGKey, **extra: object
-    ) -> tuple[Params, optax.EmptyState]:
-        del params, extra
+    def move(updates: Params, params: Params, key: PRNGKey) -> Params:
+        del params
         noise = normal_like(key, updates)
         drift, spread = -step_size / 2, jnp.sqrt(step_size)
-        return jax.tree.map(lambda u, xi: drift * u + spread * xi, updates, noise), state
+        return jax.tree.map(lambda u, xi: drift * u + spread * xi, updates, noise)
 
-    return optax.GradientTransformationExtraArgs(_no_state, update)
-
-
-def _no_state(params: Params) -> optax.EmptyState:
-    del params
-    return optax.EmptyState()
+    return stateless(move)
 
 
 def sgld(posterior: LocalPosterior, step_size: Scalar) -> Sampler:

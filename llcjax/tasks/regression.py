@@ -76,7 +76,13 @@ class RegressionTask:
         return float(jnp.mean(jnp.sum(self.task_set() ** 2, -1))) + self.noise_variance
 
     def task_set(self) -> Float[Array, "task feature"]:
-        """The fixed set of tasks of a finite M."""
+        """The fixed set of tasks of a finite M.
+
+        Raises:
+            ValueError: M is infinite.
+        """
+        if self.num_tasks is None:
+            raise ValueError("num_tasks is None: infinitely many tasks have no fixed set; give num_tasks.")
         return jax.random.normal(as_key(self.task_seed), (self.num_tasks, self.dimension))
 
     def sample(self, key: PRNGKey, batch_size: int) -> Sequences:

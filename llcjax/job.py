@@ -1,0 +1,120 @@
+"""The fixed facts of one sweep, and what they make: the program and the inputs of a launch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from llcjax import chain, keys, trees
+from llcjax.checkpoints import CheckpointBank
+from llcjax.config import SweepConfig
+from llcjax.data import DataSource
+from llcjax.plan import even_parts
+from llcjax.program import RUN, SAME, Program, ProgramSpec, RunInputs, build
+from llcjax.types import LossFn, Observe
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The fixed facts of one sweep."""
+
+    loss_fn: LossFn
+    bank: CheckpointBank
+    source: DataSource
+    config: SweepConfig
+    base: Key[Array, ""]
+    observe: Observe | None
+    per_position: bool
+    mesh: jax.sharding.Mesh
+
+    @property
+    def num_groups(self) -> int:
+        """(checkpoint, setting) pairs."""
+        return len(self.bank) * len(self.config.settings)
+
+    @property
+    def num_recorded(self) -> int:
+        """Draws of a chain, burn-in included."""
+        config = self.config
+        return chain.num_recorded(config.num_draws, config.num_burnin_steps, config.num_steps_between_draws)
+
+    @property
+    def draws_per_chunk(self) -> int:
+        """Draws between two visits of the host, evened out so that the last chunk has little surplus."""
+        return even_parts(self.num_recorded, self.config.draws_per_chunk)
+
+    @property
+    def own_streams(self) -> bool:
+        """Whether each run has its own batches."""
+        return keys.depends_on_checkpoint(self.config.common, "batch")
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether steps see minibatches at all."""
+        arrays = self.source.num_examples is not None and self.config.batch_size is not None
+        return self.source.is_function or arrays
+
+    def program(self, draws_per_chunk: int | None = None) -> Program:
+        """The compiled program, of chunks of a given length or of the sweep's own."""
+        config = self.config
+        spec = ProgramSpec(
+            loss_fn=self.loss_fn,
+            draw=self.source.draw,
+            batch_size=config.batch_size,
+            sampler=config.sampler,
+            init=config.init,
+            precision=config.precision,
+            num_steps_between_draws=config.num_steps_between_draws,
+            draws_per_chunk=draws_per_chunk or self.draws_per_chunk,
+            eval_every=config.eval_every,
+            paired=config.baseline == "paired",
+            per_position=self.per_position,
+            observe=self.observe,
+            own_streams=self.own_streams,
+            has_batches=self.has_batches,
+        )
+        return build(spec, self.mesh)
+
+
+def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, RunInputs, Key[Array, " stream"]]:
+    """Anchors, runs and batch streams of a launch; runs beyond the last group repeat the first ones."""
+    config, settings = job.config, job.config.settings
+    checkpoints, setting_of_group = np.divmod(groups, len(settings))
+    run = np.arange(num_runs) % (len(groups) * config.num_chains)
+    group, chain_of_run = np.divmod(run, config.num_chains)
+    steps = job.bank.steps[checkpoints[group]]
+    hyper = [settings[s] for s in setting_of_group[group]]
+
+    def column(name: str) -> Array:
+        return jnp.array([getattr(setting, name) for setting in hyper], jnp.float32)
+
+    def roots(purpose: keys.Purpose, chains: np.ndarray, steps: np.ndarray) -> Key[Array, " run"]:
+        return keys.chain_keys(job.base, purpose, chains, steps, config.common)
+
+    runs = RunInputs(
+        group=jnp.asarray(group, jnp.int32),
+        stream=jnp.asarray(chain_of_run, jnp.int32),
+        n_beta=column("n_beta"),
+        localization=column("localization"),
+        step_size=column("step_size"),
+        noise_root=roots("noise", chain_of_run, steps),
+        init_root=roots("init", chain_of_run, steps),
+    )
+    chains = np.arange(config.num_chains)
+    own = job.own_streams
+    streams = roots("batch", chain_of_run, steps) if own else roots("batch", chains, np.zeros_like(chains))
+    return trees.take(job.bank.params, checkpoints), runs, streams
+
+
+def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) -> tuple[Any, ...]:
+    """The arguments of `Program.advance` for some groups, on the devices; the chains are at their start."""
+    anchors, runs, streams = launch_inputs(job, groups, num_runs)
+    anchors, runs = compiled.put(anchors), compiled.put(runs, RUN)
+    streams = compiled.put(streams, RUN if job.own_streams else SAME)
+    arrays = compiled.put(job.source.arrays)
+    return compiled.init(anchors, runs), anchors, runs, streams, arrays, compiled.put(np.int32(0))

@@ -1,0 +1,136 @@
+"""The host's loop: launches one after another, chunk by chunk, resumable between chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llcjax.interrupt import Interrupted, StopRequest
+from llcjax.job import Job, launch_args
+from llcjax.plan import Plan, make_plan
+from llcjax.program import RUN
+from llcjax.progress import SweepProgress, SweepStats
+from llcjax.store import SavedState, SweepStore
+from llcjax.writer import Chunk, Writer
+
+
+def run_job(
+    job: Job,
+    store: SweepStore,
+    on_chunk: Callable[[SweepStats], None] | None,
+    save_every_seconds: float,
+    progress: bool,
+) -> None:
+    """Runs what is missing, launch by launch."""
+    writer = Writer(job, store, None)
+    chains = job.config.num_chains
+    total = job.num_groups * chains * job.num_recorded
+    with (
+        SweepProgress(total, int(writer.done.sum()) * chains, enabled=progress) as bar,
+        StopRequest() as stop,
+    ):
+
+        def report(stats: SweepStats) -> None:
+            bar.update(stats)
+            if on_chunk is not None:
+                on_chunk(stats)
+
+        writer.on_chunk = report
+        try:
+            for launch in _launches(job, store, writer.done):
+                launch.run(writer, stop, save_every_seconds)
+        finally:
+            writer.finish()
+
+
+def _launches(job: Job, store: SweepStore, done: np.ndarray) -> Iterator[Launch]:
+    """The launches that are left: first the one in flight, then the groups that were never finished."""
+    missing = np.flatnonzero(done < job.num_recorded)
+    if not missing.size:
+        store.drop_state()
+        return
+    plan = _plan(job, missing)
+    saved = store.load_state()
+    if saved is not None and _usable(saved, missing, job.mesh.size):
+        missing = np.setdiff1d(missing, saved.groups)
+        yield Launch(job, store, plan, saved.groups, saved)
+    for start in range(0, len(missing), plan.groups_per_launch):
+        yield Launch(job, store, plan, missing[start : start + plan.groups_per_launch])
+
+
+def _usable(saved: SavedState, missing: np.ndarray, num_devices: int) -> bool:
+    """Whether a saved launch is still missing, and as wide as these devices can run."""
+    width = saved.leaves[0].shape[0]
+    return bool(np.isin(saved.groups, missing).all()) and width % num_devices == 0 and width >= 2 * num_devices
+
+
+def _plan(job: Job, groups: np.ndarray) -> Plan:
+    """Plans the launches, measuring memory on the programs that will run."""
+    compiled = job.program()
+
+    def memory(count: int, num_runs: int) -> int:
+        return compiled.memory_bytes(*launch_args(job, compiled, groups[:count], num_runs))
+
+    return make_plan(
+        job.config,
+        num_groups=len(groups),
+        draws_per_chunk=job.draws_per_chunk,
+        num_devices=job.mesh.size,
+        memory=memory,
+    )
+
+
+class Launch:
+    """Some groups, run together chunk by chunk."""
+
+    def __init__(
+        self, job: Job, store: SweepStore, plan: Plan, groups: np.ndarray, saved: SavedState | None = None
+    ) -> None:
+        self.store, self.groups, self.plan, self.total = store, groups, plan, job.num_recorded
+        self.draws_done = 0 if saved is None else saved.draws_done
+        self.compiled = job.program()
+        # The last launch is as wide as the others, so that one program serves all.
+        padded = np.resize(groups, max(len(groups), plan.groups_per_launch))
+        width = plan.runs_per_launch if saved is None else saved.leaves[0].shape[0]
+        self.states, *self.args, _ = launch_args(job, self.compiled, padded, width)
+        if saved is not None:
+            structure = jax.tree.structure(self.states)
+            self.states = self.compiled.put(jax.tree.unflatten(structure, saved.leaves), RUN)
+
+    def run(self, writer: Writer, stop: StopRequest, save_every_seconds: float) -> None:
+        """Runs all chunks; the host writes one while the devices compute the next."""
+        saved_at = time.monotonic()
+        pending: Chunk | None = None
+        while self.draws_done < self.total and not stop.requested:
+            chunk = self._next_chunk()
+            if pending is not None:
+                writer.write(self.groups, pending)
+            pending = chunk
+            if time.monotonic() - saved_at >= save_every_seconds or stop.requested:
+                writer.write(self.groups, pending)
+                pending, saved_at = None, time.monotonic()
+                self._save()
+        if pending is not None:
+            writer.write(self.groups, pending)
+        if self.draws_done >= self.total:
+            self.store.drop_state()
+        if stop.requested and not (writer.done >= self.total).all():
+            raise Interrupted(f"the sweep stopped at {int(writer.done.sum()) / (writer.done.size * self.total):.0%}")
+
+    def _next_chunk(self) -> Chunk:
+        """Starts the next chunk; its arrays arrive while the host does other things."""
+        first = self.draws_done
+        self.states, recorded = self.compiled.advance(self.states, *self.args, self.compiled.put(np.int32(first)))
+        # A copy, because the state itself is given to the next chunk.
+        chunk = Chunk(first, jnp.copy(self.states.first_nonfinite_step), recorded)
+        jax.tree.map(lambda leaf: leaf.copy_to_host_async(), (chunk.first_nonfinite_step, recorded))
+        self.draws_done = min(first + self.plan.draws_per_chunk, self.total)
+        return chunk
+
+    def _save(self) -> None:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.states)]
+        self.store.save_state(self.groups, self.draws_done, leaves)

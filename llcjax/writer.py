@@ -1,0 +1,105 @@
+"""Writes the chunks of a sweep to its store, and keeps count of what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from llcjax.job import Job
+from llcjax.program import Recorded
+from llcjax.progress import SweepStats
+from llcjax.store import SweepStore
+
+
+def named_arrays(recorded: Any) -> dict[str, Any]:
+    """The arrays of a chunk by the names that they have in the store."""
+    draw = recorded.draw._asdict()
+    observed = draw.pop("observed")
+    named = {**draw, "full_loss": recorded.full_loss}
+    if isinstance(observed, dict):
+        named.update(observed)
+    else:
+        named["observed"] = observed
+    return {name: leaf for name, leaf in named.items() if leaf is not None}
+
+
+class Chunk(NamedTuple):
+    """One chunk of a launch; the leaves have the leading axis `run`, and still may be on their way from the devices."""
+
+    first_draw: int
+    first_nonfinite_step: jax.Array
+    recorded: Recorded
+
+
+class Writer:
+    """Writes chunks to the store and keeps count of what was done."""
+
+    def __init__(self, job: Job, store: SweepStore, on_chunk: Callable[[SweepStats], None] | None) -> None:
+        self.job, self.store, self.on_chunk = job, store, on_chunk
+        self.done = store.read("num_draws_done").reshape(-1)
+        self.started, self.steps = time.monotonic(), 0
+        self.wall_before = store.wall_seconds
+
+    def write(self, groups: np.ndarray, chunk: Chunk) -> None:
+        """Writes one chunk of a launch: first the draws, then how many there are."""
+        config, chains = self.job.config, self.job.config.num_chains
+        named = {name: np.asarray(leaf) for name, leaf in named_arrays(chunk.recorded).items()}
+        nonfinite = np.asarray(chunk.first_nonfinite_step)
+        first = chunk.first_draw
+        last = min(first + named["loss"].shape[1], self.job.num_recorded)
+        for position, (checkpoint, setting) in enumerate(self._indices(groups)):
+            rows = slice(position * chains, (position + 1) * chains)
+            place = (checkpoint, setting, slice(None), slice(first, last))
+            for name, values in named.items():
+                self.store.write(name, place, values[rows, : last - first])
+            self.store.write("first_nonfinite_step", (checkpoint, setting), nonfinite[rows])
+        self.done[groups] = last
+        self.store.write("num_draws_done", (slice(None), slice(None)), self.done.reshape(self._shape))
+        self.steps += (last - first) * config.num_steps_between_draws * len(groups) * chains
+        self._report(groups, named)
+
+    def finish(self) -> None:
+        """Notes the time that the sweep has taken so far."""
+        if self.steps:
+            self.store.group.attrs["wall_seconds"] = self.wall_before + time.monotonic() - self.started
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return len(self.job.bank), len(self.job.config.settings)
+
+    def _indices(self, groups: np.ndarray) -> Iterator[tuple[int, int]]:
+        return zip(*(part.tolist() for part in np.divmod(groups, self._shape[1])), strict=True)
+
+    def _report(self, groups: np.ndarray, named: dict[str, np.ndarray]) -> None:
+        if self.on_chunk is None:
+            return
+        job, chains = self.job, self.job.config.num_chains
+        llc = self._llc(groups, named)
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        self.on_chunk(
+            SweepStats(
+                draws_done=int(self.done.sum()) * chains,
+                total_draws=job.num_groups * chains * job.num_recorded,
+                runs_done=int((self.done >= job.num_recorded).sum()) * chains,
+                num_runs=job.num_groups * chains,
+                chain_steps_per_second=self.steps / elapsed,
+                llc_low=float(np.min(llc, initial=np.inf)),
+                llc_high=float(np.max(llc, initial=-np.inf)),
+            )
+        )
+
+    def _llc(self, groups: np.ndarray, named: dict[str, np.ndarray]) -> np.ndarray:
+        """The finite LLCs of the chains over one chunk."""
+        chains, settings = self.job.config.num_chains, self.job.config.settings
+        runs = len(groups) * chains
+        if "baseline_loss" in named:
+            baseline = named["baseline_loss"][:runs]
+        else:
+            baseline = np.repeat(self.store.read("init_loss")[groups // len(settings)], chains)[:, None]
+        n_beta = np.repeat([settings[s].n_beta for s in groups % len(settings)], chains)
+        llc = n_beta * (named["loss"][:runs] - baseline).mean(1)
+        return llc[np.isfinite(llc)]
