@@ -32,6 +32,7 @@ class Draw(NamedTuple):
     loss_position: Float[Array, " position"] | None
     baseline_loss_position: Float[Array, " position"] | None
     distance: Float[Array, ""]
+    acceptance: Float[Array, ""] | None
     observed: Any
 
 
@@ -54,9 +55,9 @@ def start_chain(sampler: Sampler, params: Params) -> ChainState:
 
 def prior_start(key: PRNGKey, posterior: LocalPosterior) -> Params:
     """A draw from the localisation prior N(w*, 1/localization), to see convergence from above."""
-    noise = trees.normal_like(key, posterior.anchor)
+    noise = posterior.sampled(trees.normal_like(key, posterior.anchor))
     scale = 1 / jnp.sqrt(posterior.localization)
-    return jax.tree.map(lambda anchor, xi: anchor + scale * xi, posterior.anchor, noise)
+    return posterior.confine(jax.tree.map(lambda anchor, xi: anchor + scale * xi, posterior.anchor, noise))
 
 
 def advance(
@@ -89,6 +90,7 @@ def record_and_advance(
         loss_position=info.loss.position_mean if with_positions else None,
         baseline_loss_position=baseline.position_mean if with_positions and baseline is not None else None,
         distance=trees.distance(params, posterior.anchor),
+        acceptance=info.acceptance,
         observed=observed,
     )
 

@@ -10,7 +10,7 @@ import math
 from typing import Any, Literal
 
 from llcjax.keys import Common
-from llcjax.samplers import SAMPLERS
+from llcjax.samplers import SAMPLERS, sampler_options
 
 Baseline = Literal["paired", "dataset"]
 Precision = Literal["highest", "tf32", "bf16"]
@@ -30,7 +30,13 @@ class SweepConfig:
     """Settings of a sweep. Several values of n_beta, localization or step_size make a grid."""
 
     sampler: str = "sgld"
-    """Name of the sampler."""
+    """sgld, rmsprop_sgld, adam_sgld, sgnht; or the oracles mala and hmc, which need batch_size none."""
+    sampler_options: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Options of the sampler, such as decay 0.99 stability 0.1 of rmsprop_sgld."""
+    weight_decay: float = 0.0
+    """Precision of a further Gaussian prior around 0 (inverse squared parameters)."""
+    box: float | None = None
+    """Largest distance of each parameter from the checkpoint; none leaves it free."""
     n_beta: tuple[float, ...] = (66.67,)
     """Number of examples times the inverse temperature (no unit); n / ln(n) is Watanabe's choice."""
     localization: tuple[float, ...] = (1000.0,)
@@ -78,9 +84,9 @@ class SweepConfig:
             value = getattr(self, name)
             values = tuple(map(float, value)) if isinstance(value, (tuple, list)) else (float(value),)
             object.__setattr__(self, name, values)
+        _check_choices(self)
         _check_hyperparameters(self)
         _check_counts(self)
-        _check_choices(self)
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -97,6 +103,10 @@ def _check_hyperparameters(config: SweepConfig) -> None:
         for value in values:
             if not math.isfinite(value) or value < 0 or (name == "step_size" and value == 0):
                 raise ValueError(f"{name}={value:g} must be a finite number, {least} or more.")
+    if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
+        raise ValueError(f"weight_decay={config.weight_decay:g} must be a finite number, 0 or more.")
+    if config.box is not None and not config.box > 0:
+        raise ValueError(f"box={config.box:g} must be above 0; none leaves the parameters free.")
     if config.init == "prior" and min(config.localization) == 0:
         raise ValueError("localization=0 has no prior to start from; give it a positive value or use init='anchor'.")
 
@@ -131,6 +141,13 @@ def _check_choices(config: SweepConfig) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+    options = sampler_options(config.sampler)
+    for name in config.sampler_options:
+        if name not in options:
+            raise ValueError(
+                f"sampler_options has {name!r}, which {config.sampler} does not know; "
+                f"its options are: {', '.join(options) or 'none'}."
+            )
 
 
 def as_dict(config: Any) -> dict[str, Any]:

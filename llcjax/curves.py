@@ -1,26 +1,23 @@
 """Gaussian-process fits of noisy curves over log(step + 1), with the posterior of the curve and of its slope.
 
-One idea: a curve along training is measured with error at some checkpoints; what is known about the curve
-between and at them is a set of posterior draws on a fine grid. `llcjax.stages` reads everything it reports
-off those draws.
-
-The fit runs in float64 inside `jax.enable_x64(True)`; the rest of the process keeps its precision.
+A curve along training is measured with error at some checkpoints; what is known about it at and between them
+is a set of posterior draws on a fine grid, off which `llcjax.stages` reads all that it reports. The fit runs in
+float64 inside `jax.enable_x64(True)`; the rest of the process keeps its precision.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
 from tinygp import GaussianProcess, kernels, noise
+
+from llcjax.correlation import measured_covariance
 
 BAND = 0.90  # probability inside every band and interval of this module and of llcjax.stages
 _NORMAL_95 = 1.6448536269514722  # a 90% band is the mean -+ this many standard deviations
@@ -123,10 +120,14 @@ def _predict(
     values = mean + normals @ factor.T
     # The slope is a linear operator (central differences), so its law is exact up to the spacing of the grid.
     spacing = grid_x[1] - grid_x[0]
-    slope = partial(jnp.gradient, axis=-1)
-    slope_variance = jnp.diagonal(slope(slope(covariance, spacing).T, spacing))
+    slope_variance = jnp.diagonal(_slope(_slope(covariance, spacing).T, spacing))
     sds = [jnp.sqrt(jnp.maximum(v, 0.0)) for v in (jnp.diagonal(covariance), slope_variance)]
-    return mean, sds[0], slope(mean, spacing), sds[1], values, slope(values, spacing)
+    return mean, sds[0], _slope(mean, spacing), sds[1], values, _slope(values, spacing)
+
+
+def _slope(values: jax.Array, spacing: jax.Array) -> jax.Array:
+    """Return the central differences along the last axis."""
+    return cast(jax.Array, jnp.gradient(values, spacing, axis=-1))
 
 
 _value_and_grad = jax.jit(jax.value_and_grad(_objective))
@@ -179,65 +180,6 @@ def check_curve(
     return ordered["step"], ordered["value"], ordered.get("stderr"), ordered.get("loss"), order
 
 
-def error_covariance(step: Any, values_per_chain: Any) -> np.ndarray:
-    """Return a well-conditioned covariance of the errors of a curve whose checkpoints share keys.
-
-    With common keys a chain that is high at one checkpoint is high at the next. A shift common to all points
-    does not change a slope, so such errors make differences along the curve *more* certain than their
-    standard errors suggest; a fit that takes them as independent gives intervals of differences that are too
-    wide, and bands of the level that are too narrow. The sample covariance of K chains has rank K - 1 and
-    cannot be used as it is. This estimate keeps the measured standard error of each checkpoint and models the
-    correlation of two of them as r * exp(-|dx| / l) (+ 1 - r on the diagonal), x = log(step + 1), with r and
-    l fitted by least squares to all pairs of sample correlations.
-
-    Args:
-        step: (C,) training steps, increasing.
-        values_per_chain: (chain, C) value of each chain at each checkpoint, at least 3 chains.
-
-    Returns:
-        (C, C) covariance of the mean over chains.
-
-    Raises:
-        ValueError: For fewer than 3 chains, a shape that does not match, or values that are not finite.
-
-    Example:
-        >>> import numpy as np
-        >>> rng = np.random.default_rng(0)
-        >>> shared = rng.normal(size=(8, 1)) + 0.1 * rng.normal(size=(8, 6))
-        >>> covariance = error_covariance([0, 10, 100, 1000, 10000, 100000], shared)
-        >>> bool(covariance[0, 5] > 0.8 * covariance[0, 0])
-        True
-    """
-    chains, x = np.asarray(values_per_chain, dtype=np.float64), np.log1p(np.asarray(step, dtype=np.float64))
-    if chains.ndim != 2 or chains.shape[1] != x.size or chains.shape[0] < 3:
-        raise ValueError(
-            f"values_per_chain has shape {chains.shape}; give (chain, checkpoint) with at least 3 chains and "
-            f"{x.size} checkpoints."
-        )
-    if bad := int(np.sum(~np.isfinite(chains))):
-        raise ValueError(f"values_per_chain has {bad} NaN or infinite entries; leave out diverged chains.")
-    deviations = chains - chains.mean(axis=0)
-    norms = np.sqrt(np.sum(deviations**2, axis=0))
-    units = deviations / np.where(norms > 0, norms, 1.0)
-    stderr = norms / np.sqrt((chains.shape[0] - 1) * chains.shape[0])
-    correlation = _fit_correlation(np.abs(x[:, None] - x[None, :]), units.T @ units)
-    return stderr[:, None] * stderr[None, :] * correlation
-
-
-def _fit_correlation(distance: np.ndarray, sample: np.ndarray) -> np.ndarray:
-    """Return the (C, C) model correlation nearest to the sample's, r in [0, 0.999]."""
-    pairs = np.triu_indices(distance.shape[0], k=1)
-    far, seen = distance[pairs], sample[pairs]
-    best = (np.inf, 0.0, 1.0)
-    for length in np.geomspace(max(far.min(), 1e-3), 30 * far.max(), 60):
-        shape = np.exp(-far / length)
-        share = float(np.clip(seen @ shape / (shape @ shape), 0.0, 0.999))
-        best = min(best, (float(np.sum((seen - share * shape) ** 2)), share, float(length)))
-    correlation = best[1] * np.exp(-distance / best[2])
-    np.fill_diagonal(correlation, 1.0)
-    return correlation
-
-
 def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _Problem:
     """Standardise the values and set the priors; without measured errors noise and trend are fitted."""
     x = np.log1p(step)
@@ -262,7 +204,9 @@ def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _
     return _Problem(data=data, prior_mean=prior_mean, prior_sd=prior_sd, bounds=bounds, offset=offset, scale=scale)
 
 
-def _minimize(objective: Callable[[np.ndarray], tuple[Any, Any]], starts: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+def minimize_from(
+    objective: Callable[[np.ndarray], tuple[Any, Any]], starts: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
     """Return the best end of L-BFGS-B from several starts; a failed factorisation counts as unlikely."""
 
     def guarded(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -284,7 +228,7 @@ def _hyperparameters(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
     starts[:, 1] = [width - 3.5, width - 2, width - 3.5, width - 2]
     starts[:, 2] = np.log([1.0, 100.0, 1000.0, 100.0])
     starts[:, 3] = np.log([0.003, 0.003, 0.1, 0.1])
-    best = _minimize(lambda theta: _value_and_grad(theta, *arguments), starts, problem.bounds)
+    best = minimize_from(lambda theta: _value_and_grad(theta, *arguments), starts, problem.bounds)
     curvature, axes = np.linalg.eigh(np.asarray(_hessian(best, *arguments)))
     # The prior bounds the width from above, also where the best point lies on a bound or the Hessian is not
     # positive.
@@ -315,7 +259,7 @@ def fit_curve(
         value: (C,) values, any unit.
         stderr: (C,) one standard error each, errors independent; None fits the noise.
         error_covariance: (C, C) covariance of the errors, where they are correlated along the curve (see
-            `error_covariance`); instead of `stderr`.
+            `llcjax.correlation`); instead of `stderr`.
         num_grid: Number of grid points G.
         num_draws: Number of posterior draws, about.
         seed: Seed of the draws.
@@ -327,7 +271,7 @@ def fit_curve(
         ValueError: If the input is not a curve.
     """
     steps, values, errors, _, order = check_curve(step, value, stderr)
-    covariance = _measured_covariance(errors, error_covariance, order)
+    covariance = measured_covariance(errors, error_covariance, order)
     problem = _problem(steps, values, covariance)
     rng = np.random.default_rng(seed)
     normals = rng.standard_normal((_NUM_HYPER, max(num_draws // _NUM_HYPER, 8), num_grid))
@@ -339,21 +283,6 @@ def fit_curve(
     if not whole.any():
         raise ValueError("value could not be fitted in float64; check the errors, some may be far too small.")
     return _posterior(problem, thetas[0], x, [part[whole] for part in parts])
-
-
-def _measured_covariance(errors: np.ndarray | None, covariance: Any, order: np.ndarray) -> np.ndarray | None:
-    """Return the (C, C) covariance of the measured errors in sorted order, or None where there are none."""
-    if covariance is None:
-        return None if errors is None else np.diag(errors**2)
-    if errors is not None:
-        raise ValueError("stderr and error_covariance are both given; give one (the covariance holds both).")
-    matrix = np.asarray(covariance, dtype=np.float64)
-    if matrix.shape != (order.size, order.size) or not np.all(np.isfinite(matrix)):
-        raise ValueError(f"error_covariance has shape {matrix.shape}; give a finite {(order.size,) * 2}.")
-    smallest, largest = np.linalg.eigvalsh(matrix)[[0, -1]]
-    if smallest < -1e-8 * max(largest, 0.0) or not np.allclose(matrix, matrix.T):
-        raise ValueError(f"error_covariance has the eigenvalue {smallest:g}; give a positive matrix.")
-    return matrix[np.ix_(order, order)]
 
 
 def _posterior(problem: _Problem, best: np.ndarray, x: np.ndarray, parts: list[np.ndarray]) -> CurvePosterior:
@@ -392,111 +321,3 @@ def _posterior(problem: _Problem, best: np.ndarray, x: np.ndarray, parts: list[n
 def _mixture(means: np.ndarray, sds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of an even mixture along axis 0."""
     return means.mean(axis=0), np.sqrt(np.mean(sds**2, axis=0) + means.var(axis=0))
-
-
-def _paper_process(theta: jax.Array, x: jax.Array) -> GaussianProcess:
-    """Return the published process: squared exponential over log(step + 1), mean 0, 1e-10 on the diagonal."""
-    kernel = jnp.exp(theta[0]) * kernels.ExpSquared(jnp.exp(theta[1]))
-    return GaussianProcess(kernel, x, diag=1e-10)
-
-
-@jax.jit
-@jax.value_and_grad
-def _paper_objective(theta: jax.Array, x: jax.Array, value: jax.Array) -> jax.Array:
-    return -_paper_process(theta, x).log_probability(value)
-
-
-@jax.jit
-def _paper_predict(theta: jax.Array, x: jax.Array, value: jax.Array) -> jax.Array:
-    return _paper_process(theta, x).condition(value).gp.loc
-
-
-def paper_curve(step: Any, value: Any) -> CurveFit:
-    """Fit a curve as Hoogland et al. (arXiv 2402.02364) did, at the checkpoints themselves.
-
-    Kernel: variance in [1e-3, 1e3] times a squared exponential of length in [0.5, 1e3] over log(step + 1), no
-    noise term (1e-10 on the diagonal, as in scikit-learn), the raw values with mean 0. On their curves the
-    optimum lies on both bounds, so this is close to interpolation. The slope is the mean of the left and
-    right finite differences of the prediction, with the end points copied from their neighbours.
-    Hyperparameters whose matrix cannot be factorised in float64, which long lengths bring about, count as
-    impossible, again as in scikit-learn.
-
-    Args:
-        step: (C,) training steps, C >= 5.
-        value: (C,) values.
-
-    Returns:
-        The fit at the C checkpoints. It has no error model: the edges of the bands are NaN.
-
-    Raises:
-        ValueError: If the input is not a curve.
-    """
-    steps, values, *_ = check_curve(step, value)
-    x = np.log1p(steps)
-    bounds = np.log([[1e-3, 1e3], [0.5, 1e3]])
-    starts = np.log([[1.0, 3.0], [1e3, 0.5], [1e3, 2.0], [10.0, 0.7]])
-    with jax.enable_x64(True):
-        theta = _minimize(lambda point: _paper_objective(point, x, values), starts, bounds)
-        mean = np.asarray(_paper_predict(theta, x, values))
-    if not np.all(np.isfinite(mean)):
-        raise ValueError("method 'paper' cannot fit these steps in float64 without noise; use method 'gp'.")
-    differences = np.diff(mean) / np.diff(x)
-    inner = (differences[1:] + differences[:-1]) / 2
-    slope, unknown = np.concatenate([inner[:1], inner, inner[-1:]]), np.full(x.size, np.nan)
-    return CurveFit(
-        step=steps,
-        mean=mean,
-        lower=unknown,
-        upper=unknown,
-        slope=slope,
-        slope_lower=unknown,
-        slope_upper=unknown,
-        amplitude=float(np.exp(theta[0] / 2)),
-        length_scale=float(np.exp(theta[1])),
-        noise_sd=1e-5,
-        time_scale=1.0,
-        point_noise_sd=np.full(x.size, 1e-5),
-    )
-
-
-def read_curve(
-    path: str | PathLike[str], value: str = "llc"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Read a curve from a CSV file with a header.
-
-    The columns are `step`, the one named by `value`, and where present `<value>_stderr` or `stderr` (one
-    standard error) and `loss`, `test_loss` or `test_mse`. Other columns are ignored; so is `llc_draw_std` of
-    the published tables, the standard deviation of single draws and not an error of the value.
-
-    Args:
-        path: The file.
-        value: Name of the column with the values.
-
-    Returns:
-        step, value, standard error or None, loss or None, each (C,) float64.
-
-    Raises:
-        ValueError: If the file cannot be read, or lacks a column, or holds text where a number belongs.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error}); give a file with a header.") from error
-    header = list(rows[0]) if rows else []
-    for name in ("step", value):
-        if name not in header:
-            raise ValueError(f"{path} has no column {name!r} (it has {header}); name one that is there.")
-    stderr = next((name for name in (f"{value}_stderr", "stderr") if name in header), None)
-    losses = (name for name in ("loss", "test_loss", "test_mse") if name in header and name != value)
-    loss = next(losses, None)
-    step_values, curve = _column(rows, "step", path), _column(rows, value, path)
-    return step_values, curve, stderr and _column(rows, stderr, path), loss and _column(rows, loss, path)
-
-
-def _column(rows: list[dict[str, str]], name: str, path: str | PathLike[str]) -> np.ndarray:
-    """Return one column as (C,) floats."""
-    try:
-        return np.array([float(row[name]) for row in rows])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds an entry of column {name!r} that is not a number: {error}.") from error

@@ -176,6 +176,7 @@ def _judge(
         )
     if chance is not None and value["init_loss"] >= chance:
         return Verdict(
-            "ok", "chains agree; but w* is no better than a trivial predictor, so nothing tells whether they stayed local."
+            "ok",
+            "chains agree; but w* is no better than a trivial predictor, so nothing tells whether they stayed local.",
         )
     return Verdict("ok", "chains agree, stay local and are precise enough.")

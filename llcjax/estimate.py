@@ -77,6 +77,8 @@ def estimate_llc(
     num_steps_between_draws: int = 1,
     batch_size: int | None = None,
     sampler: str = "sgld",
+    sampler_options: dict[str, float] | None = None,
+    mask: Params | None = None,
     baseline: Baseline = "paired",
     num_baseline_batches: int | None = None,
     precision: Precision = "highest",
@@ -99,7 +101,9 @@ def estimate_llc(
         num_burnin_steps: steps left out before them.
         num_steps_between_draws: steps from one draw to the next.
         batch_size: examples a minibatch; None takes all.
-        sampler: name of the sampler.
+        sampler: sgld, rmsprop_sgld, adam_sgld, sgnht; or mala and hmc on the full batch.
+        sampler_options: options of the sampler, such as `{"decay": 0.99}` of rmsprop_sgld.
+        mask: pytree of booleans: True is sampled, False stays at w* (the refined LLC of those parameters).
         baseline: `paired` subtracts L(w*) on the batch of each draw, `dataset` L(w*) on all examples.
         num_baseline_batches: batches for `baseline="dataset"` where data is a function.
         precision: of matrix products on accelerators.
@@ -122,6 +126,7 @@ def estimate_llc(
     """
     config = SweepConfig(
         sampler=sampler,
+        sampler_options=sampler_options or {},
         n_beta=(auto_n_beta(data) if n_beta == "auto" else n_beta,),
         localization=(localization,),
         step_size=(step_size,),
@@ -134,7 +139,7 @@ def estimate_llc(
         num_baseline_batches=num_baseline_batches,
         precision=precision,
     )
-    result = sweep(loss_fn, bank_of(params), data, config, key=as_key(key), chance=chance, progress=progress)
+    result = sweep(loss_fn, bank_of(params), data, config, key=as_key(key), mask=mask, chance=chance, progress=progress)
     table = estimates(result).isel(checkpoint=0, setting=0)
     return LLCEstimate(
         llc=float(table["llc"]),

@@ -16,7 +16,7 @@ from llcjax.config import SweepConfig
 from llcjax.data import DataSource
 from llcjax.plan import even_parts
 from llcjax.program import RUN, SAME, Program, ProgramSpec, RunInputs, build
-from llcjax.types import LossFn, Observe
+from llcjax.types import LossFn, Observe, Params
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,7 @@ class Job:
     observe: Observe | None
     per_position: bool
     mesh: jax.sharding.Mesh
+    mask: Params | None = None
 
     @property
     def num_groups(self) -> int:
@@ -67,6 +68,9 @@ class Job:
             draw=self.source.draw,
             batch_size=config.batch_size,
             sampler=config.sampler,
+            sampler_options=tuple(sorted(config.sampler_options.items())),
+            weight_decay=config.weight_decay,
+            box=config.box,
             init=config.init,
             precision=config.precision,
             num_steps_between_draws=config.num_steps_between_draws,
@@ -116,5 +120,6 @@ def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) 
     anchors, runs, streams = launch_inputs(job, groups, num_runs)
     anchors, runs = compiled.put(anchors), compiled.put(runs, RUN)
     streams = compiled.put(streams, RUN if job.own_streams else SAME)
-    arrays = compiled.put(job.source.arrays)
-    return compiled.init(anchors, runs), anchors, runs, streams, arrays, compiled.put(np.int32(0))
+    arrays, mask = compiled.put(job.source.arrays), compiled.put(job.mask)
+    states = compiled.init(anchors, runs, mask)
+    return states, anchors, runs, mask, streams, arrays, compiled.put(np.int32(0))

@@ -97,19 +97,28 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
 
 
 class LocalPosterior(NamedTuple):
-    """A tempered posterior localised at an anchor w*; its numbers may be traced."""
+    """A tempered posterior localised at an anchor w*; its numbers may be traced.
+
+    U(w) = n_beta * L(w) + localization/2 * |w - w*|^2 + weight_decay/2 * |w|^2 inside the box, infinite outside.
+    """
 
     loss_fn: LossFn
     anchor: Params
     n_beta: Float[Array, ""] | float
     localization: Float[Array, ""] | float
+    weight_decay: Float[Array, ""] | float = 0.0
+    """Precision of a Gaussian prior around 0 (inverse squared parameters)."""
+    box: Float[Array, ""] | float | None = None
+    """Largest distance of each parameter from the anchor; None leaves it free."""
+    mask: Params | None = None
+    """Pytree of booleans, each broadcastable to its parameters: True is sampled, False stays at the anchor."""
 
     def loss(self, params: Params, batch: Batch) -> Loss:
         """Losses of one batch at `params`."""
         return evaluate(self.loss_fn, params, batch)
 
     def loss_and_grad(self, params: Params, batch: Batch) -> tuple[Loss, Params]:
-        """Losses of one batch and the gradient of their mean (without n_beta and localisation)."""
+        """Losses of one batch and the gradient of their mean (without n_beta and prior)."""
 
         def mean(params: Params) -> tuple[Float[Array, ""], Loss]:
             loss = self.loss(params, batch)
@@ -117,3 +126,48 @@ class LocalPosterior(NamedTuple):
 
         gradient, loss = jax.grad(mean, has_aux=True)(params)
         return loss, gradient
+
+    def force(self, loss_gradient: Params, params: Params) -> Params:
+        """The gradient of U from that of the loss."""
+
+        def one(gradient: Array, value: Array, anchor: Array) -> Array:
+            prior = self.localization * (value - anchor)
+            # A weight decay of exactly 0 adds nothing to the program.
+            decay = 0 if isinstance(self.weight_decay, float) and self.weight_decay == 0 else self.weight_decay * value
+            return self.n_beta * gradient + prior + decay
+
+        return jax.tree.map(one, loss_gradient, params, self.anchor)
+
+    def potential(self, mean_loss: Float[Array, ""], params: Params) -> Float[Array, ""]:
+        """U(w) from the mean loss at w."""
+        gaps = jax.tree.map(jnp.subtract, params, self.anchor)
+        value = (
+            self.n_beta * mean_loss + self.localization / 2 * _square(gaps) + self.weight_decay / 2 * _square(params)
+        )
+        if self.box is None:
+            return value
+        inside = jnp.stack([jnp.all(jnp.abs(gap) <= self.box) for gap in jax.tree.leaves(gaps)]).all()
+        return jnp.where(inside, value, jnp.inf)
+
+    def confine(self, params: Params) -> Params:
+        """Reflects parameters that left the box back into it."""
+        box = self.box
+        if box is None:
+            return params
+
+        def reflect(value: Array, anchor: Array) -> Array:
+            # Distance along a path that turns around at +-box, as a triangle wave of period 4 box.
+            phase = jnp.mod(value - anchor + box, 4 * box)
+            return anchor + jnp.where(phase <= 2 * box, phase, 4 * box - phase) - box
+
+        return jax.tree.map(reflect, params, self.anchor)
+
+    def sampled(self, tree: Params) -> Params:
+        """Sets the entries that are not sampled to 0."""
+        if self.mask is None:
+            return tree
+        return jax.tree.map(lambda leaf, keep: jnp.where(keep, leaf, 0), tree, self.mask)
+
+
+def _square(tree: Params) -> Float[Array, ""]:
+    return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.float32(0))

@@ -65,6 +65,9 @@ class ProgramSpec:
     draw: Callable[[PRNGKey], Batch] | None
     batch_size: int | None
     sampler: str
+    sampler_options: tuple[tuple[str, float], ...]
+    weight_decay: float
+    box: float | None
     init: str
     precision: str
     num_steps_between_draws: int
@@ -86,9 +89,9 @@ class Program:
         self.spec = spec
         self.mesh = mesh
         self._compiled: dict[Any, jax.stages.Compiled] = {}
-        self.init_fn = jax.jit(_compat.shard_runs(self.start_runs, mesh, (SAME, RUN), RUN))
+        self.init_fn = jax.jit(_compat.shard_runs(self.start_runs, mesh, (SAME, RUN, SAME), RUN))
         stream_spec = RUN if spec.own_streams else SAME
-        in_specs = (RUN, SAME, RUN, stream_spec, SAME, SAME)
+        in_specs = (RUN, SAME, RUN, SAME, stream_spec, SAME, SAME)
         sharded = _compat.shard_runs(self.advance_runs, mesh, in_specs, (RUN, RUN))
         self.advance_fn = jax.jit(sharded, donate_argnums=0)
         self.loss_fn = jax.jit(self._dataset_loss)
@@ -97,12 +100,12 @@ class Program:
         """Moves arrays to the devices of the mesh."""
         return jax.device_put(tree, NamedSharding(self.mesh, spec))
 
-    def init(self, anchors: Params, runs: RunInputs) -> ChainState:
-        """Starts the chains of a launch."""
-        return self._compile("init", self.init_fn, anchors, runs)(anchors, runs)
+    def init(self, *args: Any) -> ChainState:
+        """Starts the chains of a launch: `(anchors, runs, mask) -> states`."""
+        return self._compile("init", self.init_fn, *args)(*args)
 
     def advance(self, *args: Any) -> tuple[ChainState, Recorded]:
-        """Runs one chunk: `(states, anchors, runs, batch_roots, arrays, first_draw) -> (states, recorded)`."""
+        """Runs one chunk: `(states, anchors, runs, mask, batch_roots, arrays, first_draw) -> (states, recorded)`."""
         return self._compile("advance", self.advance_fn, *args)(*args)
 
     def memory_bytes(self, *args: Any) -> int:
@@ -133,25 +136,29 @@ class Program:
         platform = "gpu" if platform in ("cuda", "rocm") else platform
         return jax.default_matmul_precision(_compat.matmul_precision(self.spec.precision, platform))
 
-    def start_runs(self, anchors: Params, runs: RunInputs) -> ChainState:
+    def start_runs(self, anchors: Params, runs: RunInputs, mask: Params | None) -> ChainState:
         """Starts runs on one device (traced)."""
 
         def start(run: RunInputs, anchor: Params) -> ChainState:
-            posterior, sampler = self._sampler(run, anchor)
+            posterior, sampler = self._sampler(run, anchor, mask)
             begin = anchor if self.spec.init == "anchor" else prior_start(run.init_root, posterior)
             return start_chain(sampler, begin)
 
         return jax.vmap(start)(runs, trees.take(anchors, runs.group))
 
-    def _sampler(self, run: RunInputs, anchor: Params) -> tuple[LocalPosterior, Sampler]:
-        posterior = LocalPosterior(self.spec.loss_fn, anchor, run.n_beta, run.localization)
-        return posterior, SAMPLERS[self.spec.sampler](posterior, run.step_size)
+    def _sampler(self, run: RunInputs, anchor: Params, mask: Params | None) -> tuple[LocalPosterior, Sampler]:
+        spec = self.spec
+        posterior = LocalPosterior(
+            spec.loss_fn, anchor, run.n_beta, run.localization, spec.weight_decay, spec.box, mask
+        )
+        return posterior, SAMPLERS[spec.sampler](posterior, run.step_size, **dict(spec.sampler_options))
 
     def advance_runs(
         self,
         states: ChainState,
         anchors: Params,
         runs: RunInputs,
+        mask: Params | None,
         batch_roots: Key[Array, " stream"],
         arrays: Any,
         first_draw: Int[Array, ""],
@@ -166,7 +173,7 @@ class Program:
             batches, axis = self._batches(arrays, batch_roots, step)
 
             def one(run: RunInputs, anchor: Params, state: ChainState, batch: Batch) -> Any:
-                posterior, sampler = self._sampler(run, anchor)
+                posterior, sampler = self._sampler(run, anchor, mask)
                 if spec.has_batches and not spec.own_streams:
                     batch = trees.take(batch, run.stream)
                 return step_one_run(sampler, posterior, jax.random.fold_in(run.noise_root, step), state, batch)

@@ -26,6 +26,7 @@ LONG_NAMES = {
     "loss_position": "L(w_t) of each position",
     "baseline_loss_position": "L(w*) of each position on the same batch",
     "distance": "Euclidean distance from the checkpoint",
+    "acceptance": "probability with which the move from w_t was accepted",
     "full_loss": "L(w_t) on all examples",
     "first_nonfinite_step": "first sampler step with a loss that is not finite, -1 for none",
     "num_draws_done": "finished draws of each chain",

@@ -24,8 +24,9 @@ from llcjax.posterior import check_loss_shape
 from llcjax.program import Recorded
 from llcjax.progress import SweepStats
 from llcjax.provenance import provenance
+from llcjax.samplers import FULL_BATCH
 from llcjax.store import SweepStore, is_sweep, open_sweep
-from llcjax.types import LossFn, Observe, PRNGKey
+from llcjax.types import LossFn, Observe, Params, PRNGKey
 from llcjax.writer import named_arrays
 
 GROUP_DIMS = ("checkpoint", "setting")
@@ -40,6 +41,7 @@ def sweep(
     *,
     out: Path | str | None = None,
     key: PRNGKey | int | None = None,
+    mask: Params | None = None,
     observe: Observe | None = None,
     chance: float | None = None,
     attrs: dict[str, Any] | None = None,
@@ -58,6 +60,7 @@ def sweep(
         out: folder of the store. An unfinished sweep of the same config there is resumed, a finished one is
             returned. None keeps the store in memory.
         key: base key; None takes `config.seed`.
+        mask: pytree of booleans, each broadcastable to its parameters: True is sampled, False stays at the checkpoint.
         observe: any function of the parameters to record at each draw (an array or a dict of arrays).
         chance: loss of a trivial predictor, for the verdicts.
         attrs: further facts to store.
@@ -76,6 +79,7 @@ def sweep(
     config = config or SweepConfig()
     source = data_source(data)
     has_positions = _check(loss_fn, bank, source, config)
+    mask = None if mask is None else _checked_mask(mask, bank)
     base = keys.as_key(config.seed if key is None else key)
     job = Job(
         loss_fn=loss_fn,
@@ -86,6 +90,7 @@ def sweep(
         observe=observe,
         per_position=config.per_position and has_positions,
         mesh=_compat.run_mesh(devices),
+        mask=mask,
     )
     store = _open_or_create(job, out, chance, attrs)
     write_init_losses(job, store)
@@ -101,6 +106,10 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
         raise ValueError(
             "baseline='dataset' needs num_baseline_batches where data is a function; give it, or use baseline='paired'."
         )
+    if config.sampler in FULL_BATCH and source.num_examples is not None and config.batch_size is not None:
+        raise ValueError(
+            f"batch_size={config.batch_size}: {config.sampler} is exact on the full batch only; set batch_size to None."
+        )
     if config.eval_every and source.num_examples is None:
         raise ValueError(f"eval_every={config.eval_every} needs data as arrays; give arrays, or set it to 0.")
     for path, leaf in jax.tree_util.tree_leaves_with_path(bank.params):
@@ -114,12 +123,25 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
     return check_loss_shape(loss_fn, bank.checkpoint(0), example_batch(source, config.batch_size))
 
 
+def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
+    """The mask as boolean arrays of the parameters' own shapes."""
+    params = bank.checkpoint(0)
+    try:
+        full = jax.tree.map(lambda keep, leaf: np.broadcast_to(np.asarray(keep, bool), np.shape(leaf)), mask, params)
+    except ValueError as error:
+        raise ValueError(f"mask does not fit the parameters ({error}); give one boolean, or array, a leaf.") from error
+    if not any(keep.any() for keep in jax.tree.leaves(full)):
+        raise ValueError("mask leaves no parameter to sample; set at least one entry to True.")
+    return full
+
+
 def _identity(job: Job) -> str:
     """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
     free = dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None)
     data = [[list(leaf.shape), str(leaf.dtype), float(jnp.sum(leaf))] for leaf in jax.tree.leaves(job.source.arrays)]
     seed = jax.random.key_data(job.base).tolist()
-    return fingerprint(as_dict(free), job.bank.fingerprint(), data, seed)
+    mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
+    return fingerprint(as_dict(free), job.bank.fingerprint(), data, seed, mask)
 
 
 def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
@@ -140,7 +162,7 @@ def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attr
         "fingerprint": identity,
         "key": jax.random.key_data(job.base).tolist(),
         "num_burnin_steps": config.num_burnin_steps,
-        "num_params": trees.num_params(job.bank.checkpoint(0)),
+        "num_params": trees.num_params(job.bank.checkpoint(0)) if job.mask is None else _num_sampled(job.mask),
         "wall_seconds": 0.0,
         **(attrs or {}),
     }
@@ -151,6 +173,10 @@ def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attr
     store = SweepStore.create(path, coords=_coords(job), attrs=facts)
     _allocate(job, store)
     return store
+
+
+def _num_sampled(mask: Params) -> int:
+    return sum(int(keep.sum()) for keep in jax.tree.leaves(mask))
 
 
 def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
@@ -195,5 +221,6 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
     """Shapes of a tiny chunk, traced and not computed."""
     tiny = job.program(1)
     anchors, runs, roots = launch_inputs(job, np.zeros(1, np.int64), 2)
-    states = jax.eval_shape(tiny.start_runs, anchors, runs)
-    return jax.eval_shape(tiny.advance_runs, states, anchors, runs, roots, job.source.arrays, jnp.int32(0))[1]
+    states = jax.eval_shape(tiny.start_runs, anchors, runs, job.mask)
+    inputs = (states, anchors, runs, job.mask, roots, job.source.arrays, jnp.int32(0))
+    return jax.eval_shape(tiny.advance_runs, *inputs)[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,9 @@ LONG_NAMES = {
     "ridge_distance_position": "squared distance to the ridge predictor at k",
     "zero_prediction": "mean squared prediction (0 = predicts the task mean)",
     "weight_norm": "Euclidean norm of the parameters",
+    "icl": "in-context learning score, loss at b less loss at a",
+    "ood_inputs": "loss with inputs scaled by g",
+    "ood_tasks": "loss with hidden tasks scaled by g",
 }
 
 
@@ -67,7 +72,7 @@ def regression_metrics(
 
 def _attrs(name: str) -> dict[str, str]:
     units = "parameters" if name == "weight_norm" else "squared error"
-    return {"long_name": LONG_NAMES.get(name, name.replace("_", " ")), "units": units}
+    return {"long_name": LONG_NAMES[re.sub(r"(_\d+)+$", "", name)], "units": units}
 
 
 def _measure(

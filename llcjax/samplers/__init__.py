@@ -1,19 +1,48 @@
-"""Samplers behind one contract: `build(posterior, step_size) -> Sampler(init, step)`."""
+"""Samplers behind one contract: `build(posterior, step_size, **options) -> Sampler(init, step)`."""
+
+import inspect
 
 from llcjax.samplers.base import BuildSampler, Sampler, SamplerState, StepInfo
-from llcjax.samplers.sgld import add_localization, from_transform, langevin_step, sgld
+from llcjax.samplers.metropolis import hmc, mala
+from llcjax.samplers.preconditioned import adam_sgld, rmsprop_sgld
+from llcjax.samplers.sgld import add_prior, from_transform, langevin_step, sgld
+from llcjax.samplers.sgnht import sgnht
 
-SAMPLERS: dict[str, BuildSampler] = {"sgld": sgld}
+SAMPLERS: dict[str, BuildSampler] = {
+    "sgld": sgld,
+    "rmsprop_sgld": rmsprop_sgld,
+    "adam_sgld": adam_sgld,
+    "sgnht": sgnht,
+    "mala": mala,
+    "hmc": hmc,
+}
 """The samplers that a config names."""
 
+FULL_BATCH = ("mala", "hmc")
+"""Samplers that are exact on the full batch and meaningless on minibatches."""
+
+
+def sampler_options(name: str) -> tuple[str, ...]:
+    """Names of the options of a sampler, such as `decay` of `rmsprop_sgld`."""
+    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
 __all__ = [
+    "FULL_BATCH",
     "SAMPLERS",
     "BuildSampler",
     "Sampler",
     "SamplerState",
     "StepInfo",
-    "add_localization",
+    "adam_sgld",
+    "add_prior",
     "from_transform",
+    "hmc",
     "langevin_step",
+    "mala",
+    "rmsprop_sgld",
+    "sampler_options",
     "sgld",
+    "sgnht",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxtyping import Array, Float
+
 from llcjax.posterior import LocalPosterior, Loss
 from llcjax.types import Batch, Params, PRNGKey
 
@@ -20,6 +22,8 @@ class StepInfo(NamedTuple):
     """Facts of one step, all at the position *before* the update."""
 
     loss: Loss
+    acceptance: Float[Array, ""] | None = None
+    """Probability with which the move was accepted, of a Metropolis sampler."""
 
 
 class Sampler(NamedTuple):
@@ -32,6 +36,6 @@ class Sampler(NamedTuple):
 
 
 BuildSampler = Callable[..., Sampler]
-"""`build(posterior: LocalPosterior, step_size) -> Sampler`."""
+"""`build(posterior: LocalPosterior, step_size, **options) -> Sampler`."""
 
 __all__ = ["BuildSampler", "LocalPosterior", "Sampler", "SamplerState", "StepInfo"]

@@ -1,6 +1,7 @@
 """Stochastic gradient Langevin dynamics as optax transforms.
 
-    w <- w - step_size/2 * (n_beta * grad L(w) + localization * (w - w*)) + sqrt(step_size) * xi
+    w <- w - step_size/2 * grad U(w) + sqrt(step_size) * xi,
+    grad U(w) = n_beta * grad L(w) + localization * (w - w*)
 
 (Welling & Teh 2011, eq. 4, localised as in arXiv 2308.12108, algorithm 1.) On a quadratic with curvature h the
 discretised chain has variance 1 / (p * (1 - step_size * p / 4)) with p = n_beta * h + localization, and diverges
@@ -23,12 +24,12 @@ from llcjax.types import Batch, Params, PRNGKey
 Scalar = Float[Array, ""] | float
 
 
-def add_localization(anchor: Params, localization: Scalar) -> optax.GradientTransformationExtraArgs:
-    """Adds `localization * (params - anchor)` to the gradient."""
+def add_prior(posterior: LocalPosterior) -> optax.GradientTransformationExtraArgs:
+    """Turns the gradient of the loss into that of U: n_beta * gradient + localisation + weight decay."""
 
     def move(updates: Params, params: Params, key: PRNGKey) -> Params:
         del key
-        return jax.tree.map(lambda u, w, a: u + localization * (w - a), updates, params, anchor)
+        return posterior.force(updates, params)
 
     return stateless(move)
 
@@ -55,23 +56,22 @@ def sgld(posterior: LocalPosterior, step_size: Scalar) -> Sampler:
     Returns:
         A sampler; `step` records the loss of w_t on the minibatch before moving.
     """
-    transform = optax.chain(
-        optax.scale(posterior.n_beta),
-        add_localization(posterior.anchor, posterior.localization),
-        langevin_step(step_size),
-    )
-    return from_transform(posterior, transform)
+    return from_transform(posterior, optax.chain(add_prior(posterior), langevin_step(step_size)))
 
 
 def from_transform(posterior: LocalPosterior, transform: optax.GradientTransformationExtraArgs) -> Sampler:
-    """A sampler from any optax transform that takes `key=` and maps the loss gradient to an update."""
+    """A sampler from any optax transform that takes `key=` and maps the loss gradient to an update.
+
+    Entries outside the posterior's mask never move, and parameters that leave its box are reflected.
+    """
 
     def init(params: Params) -> SamplerState:
         return SamplerState(params, transform.init(params))
 
     def step(key: PRNGKey, state: SamplerState, batch: Batch) -> tuple[SamplerState, StepInfo]:
         loss, gradient = posterior.loss_and_grad(state.params, batch)
-        updates, carried = transform.update(gradient, state.carried, state.params, key=key)
-        return SamplerState(optax.apply_updates(state.params, updates), carried), StepInfo(loss)
+        updates, carried = transform.update(posterior.sampled(gradient), state.carried, state.params, key=key)
+        moved = optax.apply_updates(state.params, posterior.sampled(updates))
+        return SamplerState(posterior.confine(moved), carried), StepInfo(loss)
 
     return Sampler(init, step)

@@ -1,0 +1,27 @@
+"""Figures of a sweep: one function a figure, each returns a ``matplotlib.figure.Figure``.
+
+Nothing here touches ``pyplot`` or ``rcParams``, so figures can be made in any thread and without a display;
+save one with ``figure.savefig(path)``. Colours are those of Okabe and Ito (2008), told apart by readers with
+any common colour blindness, and marker shapes repeat what colours say. Training steps are on a logarithmic
+axis that has room for step 0.
+"""
+
+from matplotlib.figure import Figure
+
+from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_slope
+from llcjax.plots.health import plot_health, plot_mean_loss
+from llcjax.plots.metrics import plot_metrics
+from llcjax.plots.traces import plot_running_llc, plot_traces
+
+__all__ = [
+    "Figure",
+    "plot_curve",
+    "plot_health",
+    "plot_mean_loss",
+    "plot_metrics",
+    "plot_positions",
+    "plot_running_llc",
+    "plot_settings",
+    "plot_slope",
+    "plot_traces",
+]

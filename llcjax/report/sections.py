@@ -1,0 +1,259 @@
+"""The sections of a report in their order. Each returns HTML, or "" where it has nothing to show."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from llcjax import plots
+from llcjax.diagnostics import DISCRETISATION_LIMIT, NOISE_LIMIT, RHAT_LIMIT
+from llcjax.estimators import running_llc
+from llcjax.report import markup
+from llcjax.report.formats import number, plus_minus, step_text
+from llcjax.report.page import GLOSSARY
+from llcjax.report.summary import curve_sentence
+from llcjax.selection import choose_checkpoints, one_setting, setting_label, verdict_counts
+
+if TYPE_CHECKING:
+    from llcjax.stages import Stages
+
+VERDICT_MEANINGS = {
+    "ok": "no check objected: chains agree, stay local and are precise enough",
+    "noisy": f"the standard error is above {NOISE_LIMIT:.0%} of the LLC: more chains or more draws",
+    "biased": f"the step size inflates variances by over {DISCRETISATION_LIMIT:.0%}: lower it",
+    "not_minimum": "the LLC is negative beyond its error: chains walk downhill from w*, which is no minimum",
+    "left_basin": "the draws are no better than a trivial predictor: raise the localization or n_beta",
+    "not_mixed": f"R-hat is above {RHAT_LIMIT:g}: chains disagree or still drift; more draws, more burn-in",
+    "stuck": "the chains had no time to feel the localization: more draws or a larger step size",
+    "diverged": "a chain met a loss that is not finite or ran away: lower the step size",
+    "failed": "draws are missing, or no chain survived",
+}
+STAGE_KINDS = {"A": "A (rises)", "B": "B (falls)", "-": "neither"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What a report is made from (see `llcjax.report.write_report`), and the folder of its figures."""
+
+    figures: Path
+    sweep: xr.Dataset | None
+    estimates: xr.Dataset
+    metrics: xr.Dataset | None
+    stages: Stages | None
+    setting: int
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    command: str
+
+    @property
+    def curve(self) -> xr.Dataset:
+        """The estimates at the setting that the report shows, sorted by checkpoint."""
+        return one_setting(self.estimates, self.setting)
+
+    def save(self, name: str, figure: plots.Figure, alt: str, caption: str) -> str:
+        """Save a figure as PNG and return the HTML that holds the same bytes."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        (self.figures / f"{name}.png").write_bytes(buffer.getvalue())
+        return markup.image(buffer.getvalue(), alt, caption)
+
+
+def _curve_section(material: Material) -> str:
+    bands = (
+        " Blue bands are stages of type A, orange ones of type B, grey ones neither; dashed lines are "
+        "boundaries and the dark strips on them their 90% intervals."
+    )
+    return material.save(
+        "curve",
+        plots.plot_curve(material.estimates, material.metrics, material.stages, setting=material.setting),
+        "LLC with error bars above the loss, both against the training step, with bands for the stages",
+        "LLC (top) and loss (bottom). Bars are 95% intervals; shape and colour of a marker are its verdict."
+        + ("" if material.stages is None else bands),
+    )
+
+
+def _stage_section(material: Material) -> str:
+    if material.stages is None:
+        return ""
+    header = ["stage", "from step", "to step", "90% interval", "boundary, prob.", "type"]
+    header += ["change of LLC", "change of loss"]
+    rows = [_stage_cells(row) for row in material.stages.table()]
+    meanings = "A: the LLC rises. B: it falls. Neither: the change is within 2 standard errors of 0."
+    body = markup.table(header, rows, text_columns=(0, 4, 5))
+    body += f"<p class='small'>{meanings} Method: {markup.text(material.stages.method)}.</p>"
+    return body + material.save(
+        "slope",
+        plots.plot_slope(material.stages),
+        "Slope of the fitted LLC curve against the training step, with its band",
+        "Slope of the fitted LLC against ln(step + 1), with its band. Stages end where it is zero or, "
+        "at dotted lines, where it is merely least. A band that never leaves zero means that the "
+        "boundary is not certain.",
+    )
+
+
+def _stage_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of one row of ``Stages.table``; numbers that are NaN stay empty."""
+    known = math.isfinite(row["end_lower"])
+    return [
+        row["name"],
+        step_text(row["start"]),
+        step_text(row["end"]),
+        f"{step_text(row['end_lower'])} to {step_text(row['end_upper'])}" if known else "",
+        row["end_kind"].replace("_", " ") + (f", {row['end_probability']:.2g}" if known else ""),
+        STAGE_KINDS.get(row["kind"], row["kind"]),
+        plus_minus(row["delta_value"], row["delta_value_stderr"], sign=True),
+        "" if row["delta_loss"] is None else number(row["delta_loss"], "+.3g"),
+    ]
+
+
+def _position_section(material: Material) -> str:
+    if "llc_position" not in material.estimates:
+        return ""
+    return material.save(
+        "positions",
+        plots.plot_positions(material.estimates, material.stages, setting=material.setting),
+        "LLC of single positions in the context against the training step",
+        "LLC of the loss at single positions of the context, with 95% intervals.",
+    )
+
+
+def _metric_section(material: Material) -> str:
+    if material.metrics is None:
+        return ""
+    return material.save(
+        "metrics",
+        plots.plot_metrics(material.metrics, material.stages),
+        "Behavioural and structural metrics against the training step, one panel each",
+        "Measures of the same checkpoints under the same bands. A stage of the LLC that is real should "
+        "coincide with a change in some of them.",
+    )
+
+
+def _health_section(material: Material) -> str:
+    rows = [
+        [verdict, str(count), _first_steps(material.curve, verdict), VERDICT_MEANINGS.get(verdict, "")]
+        for verdict, count in verdict_counts(material.curve).items()
+    ]
+    header = ["verdict", "checkpoints", "steps", "meaning"]
+    body = markup.table(header, rows, text_columns=(0, 2, 3), verdict_column=0)
+    body += material.save(
+        "mean_loss",
+        plots.plot_mean_loss(material.estimates, stages=material.stages, setting=material.setting),
+        "Mean loss of the sampler's draws, loss at w* and loss of a trivial predictor against the training step",
+        "Where the sampler went. The shaded gap, times n_beta, is the LLC. Draws at or above the dashed "
+        "line know no more than a trivial predictor: they have left the basin, and the LLC there follows "
+        "from the loss alone.",
+    )
+    return body + material.save(
+        "health",
+        plots.plot_health(material.estimates, material.stages, setting=material.setting),
+        "R-hat and effective sample size against the training step",
+        "R-hat near 1 means that the chains agree. The effective sample size is how many independent draws "
+        "the chains are worth together.",
+    )
+
+
+def _first_steps(curve: xr.Dataset, verdict: str, most: int = 6) -> str:
+    """Return the first steps with a verdict that asks for a look."""
+    if verdict == "ok":
+        return ""
+    steps = curve["checkpoint"].values[curve["verdict"].values.astype(str) == verdict]
+    return ", ".join(f"{step:,}" for step in steps[:most]) + (", ..." if len(steps) > most else "")
+
+
+def _trace_section(material: Material) -> str:
+    if material.sweep is None or "loss" not in material.sweep:
+        return ""
+    chosen = choose_checkpoints(material.curve)
+    # Only what is drawn is read: a whole sweep may not fit in memory.
+    part = material.sweep.sel(checkpoint=list(chosen)).isel(setting=[material.setting]).load()
+    body = material.save(
+        "traces",
+        plots.plot_traces(part, chosen),
+        "Loss of every chain above the loss at w* against the sampler step, one panel a checkpoint",
+        "One colour a chain: faint lines are draws, strong ones moving averages; burn-in is grey. Healthy "
+        "chains reach one common level above zero before the burn-in ends and stay there.",
+    )
+    return body + material.save(
+        "running_llc",
+        plots.plot_running_llc(
+            running_llc(part), chosen, estimates=material.estimates.isel(setting=[material.setting])
+        ),
+        "LLC from the draws so far against the sampler step, one panel a checkpoint",
+        "LLC from the draws so far: grey lines are chains, the blue line is their mean, the green band the "
+        "final estimate with its 95% interval. A line that still climbs at the right edge needs a longer "
+        "run.",
+    )
+
+
+def _settings_section(material: Material) -> str:
+    if material.estimates.sizes["setting"] < 2:
+        return ""
+    rows = []
+    for index in range(material.estimates.sizes["setting"]):
+        curve = one_setting(material.estimates, index)
+        num_ok = f"{verdict_counts(curve).get('ok', 0)} of {curve.sizes['checkpoint']}"
+        rows.append([str(index), setting_label(curve), num_ok, curve_sentence(curve)])
+    body = markup.table(["setting", "hyperparameters", "ok", "curve"], rows, text_columns=(1, 3))
+    return body + material.save(
+        "settings",
+        plots.plot_settings(material.estimates, material.stages),
+        "LLC against the training step, one curve for each hyperparameter setting",
+        "The same curve at every setting, with 95% intervals. Features that all of them share can be believed first.",
+    )
+
+
+def _table_section(material: Material) -> str:
+    curve = material.curve
+    header = ["step", "LLC", "R-hat", "ESS", "chains", "verdict", "why"]
+    rows = [_checkpoint_cells(curve.isel(checkpoint=index)) for index in range(curve.sizes["checkpoint"])]
+    body = markup.table(header, rows, text_columns=(5, 6), verdict_column=5)
+    return markup.details(f"Table of {len(rows)} checkpoints (also in llc.csv)", body)
+
+
+def _checkpoint_cells(one: xr.Dataset) -> list[str]:
+    return [
+        step_text(float(one["checkpoint"])),
+        plus_minus(float(one["llc"]), float(one["llc_stderr"])),
+        number(float(one["rhat"]), ".3f"),
+        number(float(one["ess_bulk"]), ",.0f"),
+        str(int(one["num_chains_used"])) if "num_chains_used" in one else "",
+        str(one["verdict"].values),
+        str(one["sentence"].values),
+    ]
+
+
+def _reading_section(_: Material) -> str:
+    entries = "".join(f"<dt>{markup.text(name)}</dt><dd>{meaning}</dd>" for name, meaning in GLOSSARY.items())
+    return f"<dl>{entries}</dl>"
+
+
+def _making_section(material: Material) -> str:
+    rows = [[key, value] for key, value in markup.flatten(material.provenance)]
+    provenance = markup.table(["what", "value"], rows, text_columns=(0, 1)) if rows else "<p>None.</p>"
+    return (
+        f"<p>The command that makes this report again:</p>{markup.preformatted(material.command)}"
+        + markup.details("Provenance", provenance)
+        + markup.details("Configuration", markup.preformatted(material.config))
+    )
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
+    ("curve", "LLC and loss", _curve_section),
+    ("stages", "Stages", _stage_section),
+    ("positions", "LLC by position", _position_section),
+    ("metrics", "Metrics", _metric_section),
+    ("health", "Can I trust it?", _health_section),
+    ("traces", "Traces and running LLC", _trace_section),
+    ("settings", "Settings compared", _settings_section),
+    ("table", "Every checkpoint", _table_section),
+    ("reading", "How to read this", _reading_section),
+    ("making", "Made by", _making_section),
+)
+"""(anchor, heading, maker of the HTML)."""

@@ -1,0 +1,105 @@
+"""The sentences at the top of a report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from llcjax.report.formats import plus_minus
+from llcjax.selection import one_setting, setting_label, trusted, verdict_counts
+
+if TYPE_CHECKING:
+    from llcjax.stages import Stages
+
+
+def summary_lines(estimates: xr.Dataset, stages: Stages | None = None, *, setting: int = 0) -> list[tuple[str, str]]:
+    """Return the answers at the top of the page as (question, sentence) pairs in plain text."""
+    curve = one_setting(estimates, setting)
+    return [
+        ("What is the curve?", curve_sentence(curve)),
+        ("Where are the stages?", _stage_sentence(stages)),
+        ("Can I trust it?", _trust_sentence(curve)),
+        ("Did the sampler stay local?", _basin_sentence(curve)),
+    ]
+
+
+def trust_level(curve: xr.Dataset) -> str:
+    """Return "good", "mixed" or "poor" by the share of checkpoints that are ok."""
+    share = verdict_counts(curve).get("ok", 0) / max(curve.sizes["checkpoint"], 1)
+    return "good" if share >= 0.9 else "mixed" if share >= 0.5 else "poor"
+
+
+def subtitle(sweep: xr.Dataset | None, curve: xr.Dataset) -> str:
+    """Return the size of the sweep and its hyperparameters in a line."""
+    sizes = {"checkpoint": curve.sizes["checkpoint"]}
+    if sweep is not None:
+        sizes |= {dim: sweep.sizes[dim] for dim in ("chain", "draw") if dim in sweep.sizes}
+    parts = [f"{size} {dim}" + "s" * (size != 1) for dim, size in sizes.items()]
+    return ", ".join([*parts, setting_label(curve)])
+
+
+def curve_sentence(curve: xr.Dataset) -> str:
+    """Return where the LLC starts, peaks and ends."""
+    finite, fine = np.isfinite(curve["llc"].values), trusted(curve)
+    if not finite.any():
+        return "No checkpoint has a finite LLC: the verdicts below say what to change."
+    known = curve.isel(checkpoint=fine)
+    all_ok = (known["verdict"].values.astype(str) == "ok").all()
+    subject = "The LLC" if all_ok else "Most estimates are not ok; taken at face value, the LLC"
+    top, end = int(np.argmax(known["llc"].values)), known.sizes["checkpoint"] - 1
+    places = [_llc_at(known, 0)] if top > 0 else []
+    places.append(("a maximum of " if end else "") + _llc_at(known, top))
+    places += [_llc_at(known, end)] if top < end else []
+    verb = "is" if end == 0 else "goes from" if top > 0 else "starts at"
+    note = ", over the checkpoints that are ok" if all_ok and not fine.all() else ""
+    path = ", then ".join(places).replace(", then", " to", int(top > 0))
+    return f"{subject} {verb} {path}{note} (± one standard error)."
+
+
+def _llc_at(curve: xr.Dataset, index: int) -> str:
+    one = curve.isel(checkpoint=index)
+    return f"{plus_minus(float(one['llc']), float(one['llc_stderr']))} at step {int(one['checkpoint']):,}"
+
+
+def _stage_sentence(stages: Stages | None) -> str:
+    if stages is None:
+        return "Stages were not looked for."
+    if len(stages.stages) < 2:
+        return "No boundary was found: the curve is one stage."
+    kinds = {"A": "type A", "B": "type B", "-": "neither"}
+    parts = [
+        f"{stage.name} ({kinds.get(stage.kind, stage.kind)}) up to {round(stage.end):,}" for stage in stages.stages
+    ]
+    return f"{len(parts)} stages, by steps at which they end: {', '.join(parts)}."
+
+
+def _trust_sentence(curve: xr.Dataset) -> str:
+    counts, total = verdict_counts(curve), curve.sizes["checkpoint"]
+    if counts.get("ok") == total:
+        return f"The verdict is ok at all {total} checkpoints." if total > 1 else "The verdict of the checkpoint is ok."
+    others = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if verdict != "ok")
+    return f"The verdict is ok at {counts.get('ok', 0)} of {total} checkpoints; the others: {others}."
+
+
+def _basin_sentence(curve: xr.Dataset) -> str:
+    chance, name = curve.attrs.get("chance"), curve.attrs.get("chance_name", "zero predictor")
+    if chance is None:
+        return f"The loss of the {name} is not known, so this cannot be told from the loss."
+    drawn, start, name = curve["mean_loss"].values, curve["init_loss"].values, f"{name} (loss {chance:.4g})"
+    learned = np.isfinite(drawn) & (start < 0.9 * float(chance))
+    if not learned.any():
+        return f"No checkpoint beats the {name} by a tenth, so the question is open."
+    away = learned & (drawn >= float(chance))
+    share = np.median((drawn - start)[learned] / (float(chance) - start)[learned])
+    middle = f"at the median checkpoint, sampling undid {share:.0%} of the network's lead over it"
+    middle = middle if share > 0 else "at the median checkpoint, the draws have lower loss than w*"
+    if not away.any():
+        return f"Yes, by this test: wherever w* clearly beats the {name}, so do the sampler's draws; {middle}."
+    steps = curve["checkpoint"].values[away]
+    return (
+        f"Not everywhere: at {away.sum()} of the {learned.sum()} checkpoints that clearly beat the {name}, "
+        f"the draws no longer do (between steps {steps[0]:,} and {steps[-1]:,}), so the LLC there mostly "
+        f"restates the loss; {middle}."
+    )
