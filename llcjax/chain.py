@@ -32,6 +32,7 @@ class Draw(NamedTuple):
     loss_position: Float[Array, " position"] | None
     baseline_loss_position: Float[Array, " position"] | None
     distance: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
     acceptance: Float[Array, ""] | None
     observed: Any
 
@@ -90,6 +91,7 @@ def record_and_advance(
         loss_position=info.loss.position_mean if with_positions else None,
         baseline_loss_position=baseline.position_mean if with_positions and baseline is not None else None,
         distance=trees.distance(params, posterior.anchor),
+        gradient_norm=info.gradient_norm,
         acceptance=info.acceptance,
         observed=observed,
     )

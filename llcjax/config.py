@@ -59,6 +59,8 @@ class SweepConfig:
     """Batches for baseline=dataset where the data come from a function."""
     eval_every: int = 0
     """Adds the loss over all examples every so many draws; 0 = never."""
+    acceptance_every: int = 0
+    """Adds the probability that MALA would accept the move of SGLD, every so many draws; 0 = never."""
     init: Literal["anchor", "prior"] = "anchor"
     """Where chains start: at the checkpoint, or at a draw from the localisation prior."""
     common: Common = "all"
@@ -120,6 +122,7 @@ def _check_counts(config: SweepConfig) -> None:
         "batch_size": 1,
         "num_baseline_batches": 2,
         "eval_every": 0,
+        "acceptance_every": 0,
         "draws_per_chunk": 1,
         "runs_per_launch": 1,
         "seed": 0,
@@ -141,6 +144,10 @@ def _check_choices(config: SweepConfig) -> None:
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+    if config.acceptance_every and config.sampler != "sgld":
+        raise ValueError(
+            f"acceptance_every={config.acceptance_every} is for sgld; {config.sampler} makes other moves; set it to 0."
+        )
     options = sampler_options(config.sampler)
     for name in config.sampler_options:
         if name not in options:

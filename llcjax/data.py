@@ -103,7 +103,9 @@ def dataset_loss(loss_fn: LossFn, params: Params, arrays: Any, block: int | None
         return evaluate(loss_fn, params, arrays)
     whole = size // block * block
     blocks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, block, *leaf.shape[1:]), arrays)
-    losses = jax.lax.map(lambda batch: evaluate(loss_fn, params, batch), blocks)
+    # Recomputed in the gradient, which would otherwise keep every block.
+    one_block = jax.checkpoint(lambda params, batch: evaluate(loss_fn, params, batch))
+    losses = jax.lax.map(lambda batch: one_block(params, batch), blocks)
     total = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), losses)
     if whole == size:
         return total

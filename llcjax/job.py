@@ -76,6 +76,7 @@ class Job:
             num_steps_between_draws=config.num_steps_between_draws,
             draws_per_chunk=draws_per_chunk or self.draws_per_chunk,
             eval_every=config.eval_every,
+            acceptance_every=config.acceptance_every,
             paired=config.baseline == "paired",
             per_position=self.per_position,
             observe=self.observe,

@@ -29,7 +29,7 @@ from llcjax.chain import (
 )
 from llcjax.data import dataset_loss, draw_batch
 from llcjax.posterior import LocalPosterior, Loss, evaluate
-from llcjax.samplers import SAMPLERS, Sampler
+from llcjax.samplers import SAMPLERS, Sampler, langevin_acceptance
 from llcjax.types import Batch, LossFn, Observe, Params, PRNGKey
 
 RUN = PartitionSpec("run")
@@ -51,10 +51,20 @@ class RunInputs(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """Draws of a chunk; every leaf has leading axes `(run, draw)`."""
+    """Draws of a chunk; every leaf has leading axes `(run, draw)`. NaN where nothing was evaluated."""
 
     draw: Draw
     full_loss: Float[Array, "run draw"] | None
+    langevin: Acceptance | None
+
+
+class Acceptance(NamedTuple):
+    """Probability with which MALA would accept the moves of SGLD."""
+
+    batch: Float[Array, "run draw"]
+    """Judged on the batch of the step."""
+    full: Float[Array, "run draw"] | None
+    """Judged on all examples, where there are examples."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +83,7 @@ class ProgramSpec:
     num_steps_between_draws: int
     draws_per_chunk: int
     eval_every: int
+    acceptance_every: int
     paired: bool
     per_position: bool
     observe: Observe | None
@@ -176,24 +187,24 @@ class Program:
                 posterior, sampler = self._sampler(run, anchor, mask)
                 if spec.has_batches and not spec.own_streams:
                     batch = trees.take(batch, run.stream)
-                return step_one_run(sampler, posterior, jax.random.fold_in(run.noise_root, step), state, batch)
+                return step_one_run(run, sampler, posterior, jax.random.fold_in(run.noise_root, step), state, batch)
 
             return jax.vmap(one, in_axes=(0, 0, 0, axis))(runs, anchor_of_run, states, batches)
 
         def record(states: ChainState, step: Int[Array, ""]) -> tuple[ChainState, Recorded]:
             full_loss = self._full_loss(states, arrays, step)
             moved, draw = over_runs(
-                lambda sampler, posterior, key, state, batch: record_and_advance(
+                lambda run, sampler, posterior, key, state, batch: record_and_advance(
                     sampler, posterior, recording, key, state, step, batch
                 ),
                 states,
                 step,
             )
-            return moved, Recorded(draw, full_loss)
+            return moved, Recorded(draw, full_loss, self._acceptance(over_runs, states, moved, arrays, step))
 
         def move(states: ChainState, step: Int[Array, ""]) -> ChainState:
             return over_runs(
-                lambda sampler, _, key, state, batch: advance(sampler, key, state, step, batch)[0],
+                lambda run, sampler, posterior, key, state, batch: advance(sampler, key, state, step, batch)[0],
                 states,
                 step,
             )
@@ -216,14 +227,45 @@ class Program:
         batches = jax.vmap(lambda root: draw(jax.random.fold_in(root, step)))(roots)
         return batches, 0 if spec.own_streams else None
 
+    def _acceptance(
+        self, over_runs: Callable, before: ChainState, after: ChainState, arrays: Any, step: Int[Array, ""]
+    ) -> Acceptance | None:
+        """Whether MALA would accept the move of this step, at every so many draws."""
+        spec = self.spec
+        if not spec.acceptance_every:
+            return None
+        with_full = spec.has_batches and spec.draw is None
+
+        def one(
+            run: RunInputs, sampler: Sampler, posterior: LocalPosterior, key: PRNGKey, pair: Any, batch: Batch
+        ) -> Any:
+            del sampler, key
+            judged = langevin_acceptance(posterior, run.step_size, *pair, batch)
+            whole = posterior._replace(loss_fn=lambda p, data: self._dataset_loss(p, data).mean)
+            return Acceptance(judged, langevin_acceptance(whole, run.step_size, *pair, arrays) if with_full else None)
+
+        pair = (before.sampler.params, after.sampler.params)
+        blank = jnp.full(after.first_nonfinite_step.shape, jnp.nan)
+        return self._every(
+            spec.acceptance_every,
+            step,
+            lambda: over_runs(one, pair, step),
+            lambda: Acceptance(blank, blank if with_full else None),
+        )
+
+    def _every(self, count: int, step: Int[Array, ""], evaluate: Callable[[], Any], blank: Callable[[], Any]) -> Any:
+        """Evaluates at every `count`-th draw; a real branch, as the step is the same for all runs."""
+        return jax.lax.cond((step // self.spec.num_steps_between_draws) % count == 0, evaluate, blank)
+
     def _full_loss(self, states: ChainState, arrays: Any, step: Int[Array, ""]) -> Float[Array, " run"] | None:
         spec = self.spec
         if not spec.eval_every:
             return None
         params = states.sampler.params
         runs = jax.tree.leaves(params)[0].shape[0]
-        return jax.lax.cond(
-            (step // spec.num_steps_between_draws) % spec.eval_every == 0,
+        return self._every(
+            spec.eval_every,
+            step,
             lambda: jax.vmap(lambda p: self._dataset_loss(p, arrays).mean)(params),
             lambda: jnp.full((runs,), jnp.nan),
         )

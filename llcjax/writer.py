@@ -20,6 +20,8 @@ def named_arrays(recorded: Any) -> dict[str, Any]:
     draw = recorded.draw._asdict()
     observed = draw.pop("observed")
     named = {**draw, "full_loss": recorded.full_loss}
+    if recorded.langevin is not None:
+        named.update(acceptance=recorded.langevin.batch, acceptance_full=recorded.langevin.full)
     if isinstance(observed, dict):
         named.update(observed)
     else:

@@ -315,6 +315,46 @@ def test_oracle_acceptance_is_stored(one_device):
     assert 0.5 < float(facts["acceptance"].mean()) <= 1
 
 
+@pytest.mark.parametrize("between", [1, 3])
+def test_acceptance_of_sgld_is_that_of_mala(between, one_device):
+    """At the same step size, on the full batch, thinned or not: MALA's own mean acceptance."""
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    means = {}
+    for name in ("sgld", "mala"):
+        config = SweepConfig(
+            sampler=name, n_beta=100.0, localization=2.0, step_size=8e-3, num_chains=64, num_draws=150,
+            num_burnin_steps=60, num_steps_between_draws=between, batch_size=None,
+            acceptance_every=1 if name == "sgld" else 0,
+        )  # fmt: skip
+        facts = llcjax.sweep(lambda w, b: 0.5 * jnp.square(b @ w), bank_of(jnp.zeros(3)), x, config, devices=one_device)
+        means[name] = facts["acceptance"].isel(draw=slice(60, None)).mean(("checkpoint", "setting", "draw")).values
+    assert 0.5 < means["sgld"].mean() < 0.98
+    # SGLD's chain is a little wider than the target, so its moves are accepted a little less or more: 2%.
+    assert abs(means["sgld"].mean() - means["mala"].mean()) < 0.02 + 4 * means["mala"].std() / 8
+
+
+def test_acceptance_on_minibatches_is_judged_on_batch_and_on_all_data(one_device):
+    x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+    config = SweepConfig(
+        n_beta=100.0, localization=2.0, step_size=8e-3, num_chains=8, num_draws=60, batch_size=8, acceptance_every=4
+    )
+    facts = llcjax.sweep(lambda w, b: 0.5 * jnp.square(b @ w), bank_of(jnp.zeros(3)), x, config, devices=one_device)
+    for name in ("acceptance", "acceptance_full"):
+        values = facts[name].values[0, 0]
+        assert np.isfinite(values[:, ::4]).all() and np.isnan(values[:, 1::4]).all()
+        assert np.all((values[:, ::4] >= 0) & (values[:, ::4] <= 1))
+    # A step along a minibatch gradient looks better to its own batch than to all data.
+    assert np.nanmean(facts["acceptance"]) > np.nanmean(facts["acceptance_full"])
+    with pytest.raises(ValueError, match="acceptance_every=2 is for sgld"):
+        SweepConfig(sampler="sgnht", acceptance_every=2)
+
+
+def test_gradient_norm_is_recorded(one_device):
+    config = SweepConfig(n_beta=10.0, **IDENTITY)
+    facts = llcjax.sweep(lambda w, _: jnp.sum(w**2), bank_of(jnp.ones(3)), None, config, devices=one_device)
+    assert facts["gradient_norm"].values[0, 0, 0, 0] == pytest.approx(2 * np.sqrt(3), rel=1e-6)
+
+
 def test_recording_of_acceptance_in_run_chain():
     posterior = target(SPECTRA["isotropic"])
     _, draws = llcjax.run_chain(

@@ -3,7 +3,7 @@
 import inspect
 
 from llcjax.samplers.base import BuildSampler, Sampler, SamplerState, StepInfo
-from llcjax.samplers.metropolis import hmc, mala
+from llcjax.samplers.metropolis import hmc, langevin_acceptance, mala
 from llcjax.samplers.preconditioned import adam_sgld, rmsprop_sgld
 from llcjax.samplers.sgld import add_prior, from_transform, langevin_step, sgld
 from llcjax.samplers.sgnht import sgnht
@@ -39,6 +39,7 @@ __all__ = [
     "add_prior",
     "from_transform",
     "hmc",
+    "langevin_acceptance",
     "langevin_step",
     "mala",
     "rmsprop_sgld",

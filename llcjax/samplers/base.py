@@ -22,6 +22,8 @@ class StepInfo(NamedTuple):
     """Facts of one step, all at the position *before* the update."""
 
     loss: Loss
+    gradient_norm: Float[Array, ""]
+    """Norm of the gradient of the mean loss, on the sampled entries."""
     acceptance: Float[Array, ""] | None = None
     """Probability with which the move was accepted, of a Metropolis sampler."""
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from llcjax.posterior import LocalPosterior, Loss
@@ -20,18 +21,20 @@ from llcjax.types import Batch, Params, PRNGKey
 
 
 class _Point(NamedTuple):
-    """A position with its loss, potential and force (on the sampled entries)."""
+    """A position with its loss, gradient norm, potential and force (on the sampled entries)."""
 
     params: Params
     loss: Loss
+    gradient_norm: Float[Array, ""]
     potential: Float[Array, ""]
     force: Params
 
 
 def _point(posterior: LocalPosterior, params: Params, batch: Batch) -> _Point:
     loss, gradient = posterior.loss_and_grad(params, batch)
+    norm = optax.tree.norm(posterior.sampled(gradient))
     force = posterior.sampled(posterior.force(gradient, params))
-    return _Point(params, loss, posterior.potential(loss.mean, params), force)
+    return _Point(params, loss, norm, posterior.potential(loss.mean, params), force)
 
 
 def mala(posterior: LocalPosterior, step_size: Scalar) -> Sampler:
@@ -47,26 +50,46 @@ def mala(posterior: LocalPosterior, step_size: Scalar) -> Sampler:
         spread = jnp.sqrt(step_size)
         moved = jax.tree.map(lambda w, f, xi: w - step_size / 2 * f + spread * xi, here.params, here.force, noise)
         there = _point(posterior, moved, batch)
-        return there, log_acceptance(here.potential, here.params, here.force, there, step_size)
+        return there, _log_ratio(here, there, step_size)
 
     return _metropolis(posterior, propose)
 
 
-def log_acceptance(
-    potential: Float[Array, ""], params: Params, force: Params, there: _Point, step_size: Scalar
-) -> Float[Array, ""]:
+def _log_ratio(here: _Point, there: _Point, step_size: Scalar) -> Float[Array, ""]:
     """Log of the Metropolis-Hastings ratio of a Langevin move, log q(w|w') - log q(w'|w) + U(w) - U(w').
 
     q(w'|w) = N(w' | w - step_size/2 grad U(w), step_size I).
     """
 
-    def distance(to: Params, origin: Params, drift: Params) -> Float[Array, ""]:
-        gaps = jax.tree.map(lambda a, b, f: jnp.sum(jnp.square(a - b + step_size / 2 * f)), to, origin, drift)
+    def squared_noise(to: _Point, origin: _Point) -> Float[Array, ""]:
+        gaps = jax.tree.map(
+            lambda a, b, f: jnp.sum(jnp.square(a - b + step_size / 2 * f)), to.params, origin.params, origin.force
+        )
         return sum(jax.tree.leaves(gaps), jnp.float32(0))
 
-    forward = distance(there.params, params, force)
-    back = distance(params, there.params, there.force)
-    return potential - there.potential + (forward - back) / (2 * step_size)
+    balance = (squared_noise(there, here) - squared_noise(here, there)) / (2 * step_size)
+    return here.potential - there.potential + balance
+
+
+def langevin_acceptance(
+    posterior: LocalPosterior, step_size: Scalar, before: Params, after: Params, batch: Batch
+) -> Float[Array, ""]:
+    """Probability with which MALA would have accepted a move that SGLD made (a health check of its step size).
+
+    Args:
+        posterior: the target.
+        step_size: of the move.
+        before: the position before the move.
+        after: the position after it, one step later.
+        batch: on which both potentials are evaluated: the batch of the step, or all examples.
+    """
+    log_ratio = _log_ratio(_point(posterior, before, batch), _point(posterior, after, batch), step_size)
+    return _probability(log_ratio)
+
+
+def _probability(log_ratio: Float[Array, ""]) -> Float[Array, ""]:
+    """Acceptance probability; a move that is not finite (outside the box, or overflown) is refused."""
+    return jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0)), 0)
 
 
 def hmc(posterior: LocalPosterior, step_size: Scalar, *, num_leapfrog_steps: int = 10) -> Sampler:
@@ -110,10 +133,9 @@ def _metropolis(posterior: LocalPosterior, propose: Propose) -> Sampler:
         propose_key, accept_key = jax.random.split(key)
         here = _point(posterior, state.params, batch)
         there, log_ratio = propose(propose_key, here, batch)
-        # A proposal that is not finite (outside the box, or overflown) is refused.
-        acceptance = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0)), 0)
+        acceptance = _probability(log_ratio)
         accepted = jax.random.uniform(accept_key) < acceptance
         params = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), there.params, here.params)
-        return SamplerState(params, ()), StepInfo(here.loss, acceptance)
+        return SamplerState(params, ()), StepInfo(here.loss, here.gradient_norm, acceptance)
 
     return Sampler(init, step)

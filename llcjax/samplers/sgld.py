@@ -70,8 +70,10 @@ def from_transform(posterior: LocalPosterior, transform: optax.GradientTransform
 
     def step(key: PRNGKey, state: SamplerState, batch: Batch) -> tuple[SamplerState, StepInfo]:
         loss, gradient = posterior.loss_and_grad(state.params, batch)
-        updates, carried = transform.update(posterior.sampled(gradient), state.carried, state.params, key=key)
+        gradient = posterior.sampled(gradient)
+        updates, carried = transform.update(gradient, state.carried, state.params, key=key)
         moved = optax.apply_updates(state.params, posterior.sampled(updates))
-        return SamplerState(posterior.confine(moved), carried), StepInfo(loss)
+        info = StepInfo(loss, optax.tree.norm(gradient))
+        return SamplerState(posterior.confine(moved), carried), info
 
     return Sampler(init, step)
