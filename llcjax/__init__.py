@@ -11,10 +11,10 @@ from llcjax._version import __version__
 
 _compat.check_versions()
 
+from llcjax.calibrate import Calibration, calibrate  # noqa: E402
 from llcjax.chain import Recording, run_chain  # noqa: E402
 from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank  # noqa: E402
 from llcjax.config import Setting, SweepConfig  # noqa: E402
-from llcjax.diagnostics import Verdict  # noqa: E402
 from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
 from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
 from llcjax.interrupt import Interrupted  # noqa: E402
@@ -24,9 +24,11 @@ from llcjax.stages import Stages, find_stages, llc_stages  # noqa: E402
 from llcjax.store import open_sweep  # noqa: E402
 from llcjax.sweep import sweep  # noqa: E402
 from llcjax.train import TrainConfig, train  # noqa: E402
+from llcjax.verdicts import Verdict  # noqa: E402
 
 __all__ = [
     "SAMPLERS",
+    "Calibration",
     "CheckpointBank",
     "Interrupted",
     "LLCEstimate",
@@ -39,6 +41,7 @@ __all__ = [
     "TrainConfig",
     "Verdict",
     "__version__",
+    "calibrate",
     "estimate_llc",
     "estimates",
     "excess_loss",

@@ -1,20 +1,27 @@
-"""L(w*) of every checkpoint over all examples, for the baseline of the literature and for full evaluations."""
+"""Losses that are measured once a checkpoint: L(w*) over all examples, and the loss of the localisation prior."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from llcjax import keys
+from llcjax.chain import prior_start
+from llcjax.data import draw_batch
 from llcjax.job import Job
+from llcjax.posterior import LocalPosterior
 from llcjax.program import sampled_losses
 from llcjax.store import SweepStore
+from llcjax.types import Params, PRNGKey
 
 
 def write_init_losses(job: Job, store: SweepStore) -> None:
     """L(w*) of every checkpoint over all examples (or many batches), where the estimate needs it."""
-    if (job.config.baseline == "paired" and not job.config.eval_every) or "init_loss" in store.group:
+    if (job.config.baseline == "paired" and not job.config.eval_every) or store.holds("init_loss"):
         return
     if job.source.is_function:
         _write_sampled_init_losses(job, store)
@@ -39,3 +46,32 @@ def _write_sampled_init_losses(job: Job, store: SweepStore) -> None:
     means = np.stack([np.asarray(sampled_losses(job.loss_fn, draw, p, batch_keys).mean) for p in params])
     store.put("init_loss_stderr", ("checkpoint",), means.std(1, ddof=1) / np.sqrt(count))
     store.put("init_loss", ("checkpoint",), means.mean(1))
+
+
+def write_prior_losses(job: Job, store: SweepStore) -> None:
+    """Mean loss over draws from the localisation prior: what a chain of n_beta = 0 would see.
+
+    It stands in for chance where no trivial predictor is known.
+    """
+    count, settings = job.config.num_control_draws, job.config.settings
+    if not count or store.holds("prior_loss"):
+        return
+    draw = jax.jit(lambda arrays, key, anchor, localization: _prior_loss(job, arrays, key, anchor, localization))
+    root = keys.chain_key(job.base, "control", 0, 0)
+    control_keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(count))
+    means = np.zeros((len(job.bank), len(settings)), np.float32)
+    for column, setting in enumerate(settings):
+        for row in range(len(job.bank)):
+            anchor = job.bank.checkpoint(row)
+            means[row, column] = np.mean(
+                [draw(job.source.arrays, key, anchor, setting.localization) for key in control_keys]
+            )
+    store.put("prior_loss", ("checkpoint", "setting"), means)
+
+
+def _prior_loss(job: Job, arrays: Any, key: PRNGKey, anchor: Params, localization: Array) -> Array:
+    """Loss of one draw from the prior on one batch."""
+    position_key, batch_key = jax.random.split(key)
+    posterior = LocalPosterior(job.loss_fn, anchor, 0.0, localization, 0.0, job.config.box, job.mask)
+    batch = draw_batch(arrays, job.source.draw, job.config.batch_size, batch_key)
+    return posterior.loss(prior_start(position_key, posterior), batch).mean

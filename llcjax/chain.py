@@ -57,7 +57,7 @@ def start_chain(sampler: Sampler, params: Params) -> ChainState:
 def prior_start(key: PRNGKey, posterior: LocalPosterior) -> Params:
     """A draw from the localisation prior N(w*, 1/localization), to see convergence from above."""
     noise = posterior.sampled(trees.normal_like(key, posterior.anchor))
-    scale = 1 / jnp.sqrt(posterior.localization)
+    scale = 1 / jnp.sqrt(jnp.asarray(posterior.localization))
     return posterior.confine(jax.tree.map(lambda anchor, xi: anchor + scale * xi, posterior.anchor, noise))
 
 

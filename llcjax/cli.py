@@ -1,4 +1,4 @@
-"""The command line: `llcjax run | train | sweep | stages | report`.
+"""The command line: `llcjax run | train | calibrate | sweep | stages | report`.
 
 Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130.
 """
@@ -20,9 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from llcjax import _compat
+from llcjax.calibrate import Calibration
+from llcjax.config import SweepConfig
+from llcjax.config_file import load_sweep_config
 from llcjax.estimators import estimates
 from llcjax.interrupt import Interrupted
 from llcjax.pipelines import regression
+from llcjax.report.calibration import HEADER, calibration_rows
 from llcjax.stages import Stages, find_stages, llc_stages, read_curve
 from llcjax.store import open_sweep
 
@@ -31,6 +35,7 @@ usage: llcjax COMMAND ...
 
   run regression      train, sweep, stages and report in one folder; finished steps are skipped
   train regression    only the training
+  calibrate regression  a grid of step size, n_beta and localization at a few checkpoints; recommends one setting
   sweep regression    training where it is missing, then the LLC sweep
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
   report DIR          estimates, stages and report of a finished sweep again
@@ -41,6 +46,7 @@ llcjax COMMAND --help explains every field with its unit and default.
 
 Options = TypeVar("Options")
 EXPERIMENTS = {"regression": regression.PRESETS}
+_WIDE = 150  # columns that the table of a calibration needs; in 80 its numbers would be cut
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +58,22 @@ class _ExperimentOptions:
     """Which defaults to start from: quick or paper."""
     out: Path | None = None
     """Folder of the results; default runs/EXPERIMENT-PRESET. An unfinished run there is resumed."""
+    settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """JSON file of sweep settings, such as calibrated.json; they replace those of the preset."""
     progress: bool = True
     """Progress bars on standard error."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _CalibrateOptions(_ExperimentOptions):
+    """A grid of sweep settings: several values of n_beta, localization and step_size."""
+
+    checkpoints: tuple[int, ...] = ()
+    """Training steps to look at; none = five, spread over the loss curve."""
+    second_sampler: str | None = None
+    """A further sampler, compared over the same n_beta and localization."""
+    second_step_size: tuple[float, ...] = ()
+    """Step sizes of the second sampler; none = those of the first."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": lambda rest: _experiment("run", rest),
         "train": lambda rest: _experiment("train", rest),
+        "calibrate": _calibrate,
         "sweep": lambda rest: _experiment("sweep", rest),
         "stages": _stages,
         "report": _report,
@@ -130,13 +151,9 @@ def _shell(arguments: Sequence[str]) -> str:
 
 
 def _experiment(command: str, arguments: list[str]) -> None:
-    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name in ("-h", "--help", ""):
-        name, rest = "regression", ["--help"]
-    if name not in EXPERIMENTS:
-        raise ValueError(f"experiment={name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}.")
+    name, rest = _experiment_name(arguments)
     preset = _preset(name, rest)
-    default = _ExperimentOptions(config=EXPERIMENTS[name][preset], preset=preset)
+    default = _ExperimentOptions(config=_with_settings(EXPERIMENTS[name][preset], rest), preset=preset)
     options = _parse(_ExperimentOptions, rest, f"llcjax {command} {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
     line = _shell([command, *arguments])
@@ -151,14 +168,82 @@ def _experiment(command: str, arguments: list[str]) -> None:
         _print_reports(run)
 
 
+def _experiment_name(arguments: list[str]) -> tuple[str, list[str]]:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("-h", "--help", ""):
+        name, rest = "regression", ["--help"]
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment={name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}.")
+    return name, rest
+
+
+def _with_settings(
+    experiment: regression.RegressionExperiment, arguments: list[str]
+) -> regression.RegressionExperiment:
+    """The experiment with the sweep settings of the file that `--config` names; flags come after it."""
+    path = _option(arguments, "--config")
+    if path is None:
+        return experiment
+    return dataclasses.replace(experiment, sweep=load_sweep_config(path, experiment.sweep))
+
+
+def _option(arguments: list[str], flag: str) -> str | None:
+    """The last value of an option that decides the defaults of others, before all of them are parsed."""
+    found = None
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            found = arguments[position + 1]
+        elif argument.startswith(f"{flag}="):
+            found = argument.removeprefix(f"{flag}=")
+    return found
+
+
+def _calibrate(arguments: list[str]) -> None:
+    name, rest = _experiment_name(arguments)
+    preset = _preset(name, rest)
+    base = dataclasses.replace(EXPERIMENTS[name][preset], sweep=regression.GRIDS[preset])
+    default = _CalibrateOptions(config=_with_settings(base, rest), preset=preset)
+    options = _parse(_CalibrateOptions, rest, f"llcjax calibrate {name}", default)
+    out = options.out or Path("runs") / f"{name}-{preset}"
+    line = _shell(["calibrate", *arguments])
+    run = regression.RegressionRun(options.config, out, command=line, progress=options.progress, calibrating=True)
+    result, page = run.calibrate(checkpoints=options.checkpoints or None, second=_second_grid(options))
+    _print_calibration(result)
+    print(f"page: {page.resolve()}")
+    if result.recommended is not None:
+        file = page.parent / "calibrated.json"
+        print(f"use it: {_shell(['sweep', name, '--config', str(file), '--out', 'FOLDER'])}")
+
+
+def _second_grid(options: _CalibrateOptions) -> SweepConfig | None:
+    if options.second_sampler is None:
+        return None
+    first = options.config.sweep
+    return dataclasses.replace(
+        first,
+        sampler=options.second_sampler,
+        sampler_options={},
+        step_size=options.second_step_size or first.step_size,
+        acceptance_every=0,
+    )
+
+
+def _print_calibration(result: Calibration) -> None:
+    steps = ", ".join(f"{step:,}" for step in result.table["checkpoint"].values)
+    table = Table(title=f"LLC at steps {steps}")
+    for column in HEADER:
+        table.add_column(column, justify="right")
+    for row in calibration_rows(result):
+        table.add_row(*row, style="bold" if row[0].endswith("*") else None)
+    Console(width=max(Console().width, _WIDE)).print(table)
+    print("recommended:" if result.recommended is not None else "no setting is recommended:")
+    for reason in result.reasons:
+        print(f"  {reason}")
+
+
 def _preset(name: str, arguments: list[str]) -> str:
     """The preset named on the command line; it decides the defaults of all other options."""
-    chosen = "quick"
-    for position, argument in enumerate(arguments):
-        if argument == "--preset" and position + 1 < len(arguments):
-            chosen = arguments[position + 1]
-        elif argument.startswith("--preset="):
-            chosen = argument.removeprefix("--preset=")
+    chosen = _option(arguments, "--preset") or "quick"
     if chosen not in EXPERIMENTS[name]:
         raise ValueError(f"preset={chosen!r} is unknown; choose one of {', '.join(EXPERIMENTS[name])}.")
     return chosen

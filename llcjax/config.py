@@ -61,6 +61,10 @@ class SweepConfig:
     """Adds the loss over all examples every so many draws; 0 = never."""
     acceptance_every: int = 0
     """Adds the probability that MALA would accept the move of SGLD, every so many draws; 0 = never."""
+    acceptance_on_all_data: bool = False
+    """Judges the move on all examples too: two more passes over the data at each of these draws."""
+    num_control_draws: int = 0
+    """Draws from the localisation prior whose mean loss stands in for chance where none is given; 0 = no control."""
     init: Literal["anchor", "prior"] = "anchor"
     """Where chains start: at the checkpoint, or at a draw from the localisation prior."""
     common: Common = "all"
@@ -109,8 +113,11 @@ def _check_hyperparameters(config: SweepConfig) -> None:
         raise ValueError(f"weight_decay={config.weight_decay:g} must be a finite number, 0 or more.")
     if config.box is not None and not config.box > 0:
         raise ValueError(f"box={config.box:g} must be above 0; none leaves the parameters free.")
-    if config.init == "prior" and min(config.localization) == 0:
-        raise ValueError("localization=0 has no prior to start from; give it a positive value or use init='anchor'.")
+    if (config.init == "prior" or config.num_control_draws) and min(config.localization) == 0:
+        raise ValueError(
+            "localization=0 has no prior to draw from; "
+            "give it a positive value, or use init='anchor' and num_control_draws=0."
+        )
 
 
 def _check_counts(config: SweepConfig) -> None:
@@ -123,6 +130,7 @@ def _check_counts(config: SweepConfig) -> None:
         "num_baseline_batches": 2,
         "eval_every": 0,
         "acceptance_every": 0,
+        "num_control_draws": 0,
         "draws_per_chunk": 1,
         "runs_per_launch": 1,
         "seed": 0,

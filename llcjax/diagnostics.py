@@ -1,49 +1,21 @@
-"""Health of chains, and the verdict on an estimate."""
+"""Health of chains, measured on their traces. What it means is judged in `llcjax.verdicts`."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from arviz_stats.base import array_stats
 from jaxtyping import Bool, Float
 
-VERDICTS = (
-    "ok",
-    "noisy",
-    "biased",
-    "not_minimum",
-    "left_basin",
-    "not_mixed",
-    "stuck",
-    "diverged",
-    "failed",
-)
+SPIKE = 10.0
+"""A draw this many median absolute deviations from the median of its chain is a spike."""
 
-RHAT_LIMIT = 1.1
-"""Above this, chains disagree more than their own spread allows (Vehtari et al. 2021 ask for 1.01 of long chains)."""
-NOISE_LIMIT = 0.2
-"""Standard error that is tolerated, as a share of max(|LLC|, 1)."""
-DISCRETISATION_LIMIT = 0.05
-"""step_size * localization / 4 is the relative bias of the variance in flat directions."""
-EXPLOSION = 5.0
-"""Distances beyond this multiple of the localisation's own scale sqrt(num_params / localization) are a divergence."""
+Trace = Float[np.ndarray, "checkpoint setting chain draw"]
+Group = Float[np.ndarray, "checkpoint setting"]
+DIMS = ("checkpoint", "setting", "chain", "draw")
 
 
-class Verdict(NamedTuple):
-    """What an estimate is worth."""
-
-    name: str
-    """One of `VERDICTS`."""
-    sentence: str
-    """Why, and which setting to change."""
-
-
-def health(
-    trace: Float[np.ndarray, "checkpoint setting chain draw"],
-    usable: Bool[np.ndarray, "checkpoint setting chain"],
-) -> dict[str, Float[np.ndarray, "checkpoint setting"]]:
+def convergence(trace: Trace, usable: Bool[np.ndarray, "checkpoint setting chain"]) -> dict[str, Group]:
     """Rank-normalised split R-hat, bulk and tail ESS, and the Monte-Carlo error of the mean, a group.
 
     (Vehtari et al. 2021, arXiv 1903.08008.) NaN where there are fewer than 4 draws or a trace is constant.
@@ -73,110 +45,69 @@ def health(
     return result
 
 
-def verdicts(sweep: xr.Dataset, estimate: xr.Dataset, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The verdict on every checkpoint and setting, as arrays of names and of sentences."""
-    distance = sweep["distance"].isel(draw=kept).transpose("checkpoint", "setting", "chain", "draw").values
-    farthest = np.where(np.isfinite(distance), distance, -np.inf).max((2, 3))
-    done, total = sweep["num_draws_done"].values, sweep.sizes["draw"]
-    shape = estimate["llc"].shape
-    names, sentences = np.empty(shape, "U16"), np.empty(shape, object)
-    for index in np.ndindex(*shape):
-        group = estimate.isel(checkpoint=index[0], setting=index[1])
-        verdict = _judge(
-            group,
-            chance=sweep.attrs.get("chance"),
-            num_chains=sweep.sizes["chain"],
-            done=int(done[index]),
-            total=total,
-            growth=_growth(distance[index]),
-            farthest=float(farthest[index]),
-            num_params=int(sweep.attrs["num_params"]),
-            num_steps=int(sweep["draw"].values[-1]) + 1,
-        )
-        names[index], sentences[index] = verdict
-    return names, sentences.astype(str)
+def trace_shape(trace: Trace, usable: Bool[np.ndarray, "checkpoint setting chain"]) -> dict[str, Group]:
+    """What a trace looks like: drift and spikes.
+
+    Returns:
+        `drift`: mean of the last third less mean of the first, averaged over chains (no unit, as the LLC); `drift_z`:
+        the same over its standard error between chains (Geweke's question, answered by the chains); `spikes`: share
+        of draws that lie far outside their chain.
+    """
+    third = max(trace.shape[-1] // 3, 1)
+    with np.errstate(all="ignore"):
+        change = trace[..., -third:].mean(-1) - trace[..., :third].mean(-1)
+        count = usable.sum(-1)
+        drift = np.where(usable, change, 0).sum(-1) / count
+        spread = np.where(usable, np.square(change - drift[..., None]), 0).sum(-1) / (count - 1)
+        centre = np.median(trace, -1, keepdims=True)
+        deviation = np.abs(trace - centre)
+        far = (deviation > SPIKE * np.median(deviation, -1, keepdims=True)).mean(-1)
+        return {
+            "drift": drift,
+            "drift_z": np.where(count >= 2, drift / np.sqrt(spread / count), np.nan),
+            "spikes": np.where(usable, far, 0).sum(-1) / count,
+        }
 
 
-def _growth(distance: Float[np.ndarray, "chain draw"]) -> float:
-    """Mean distance from w* in the last tenth of the draws over that around the middle: sqrt(2) for free diffusion."""
+def geometry(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
+    """How far the chains went, and what moved them.
+
+    Returns:
+        `distance` at the end (mean over the last tenth of the draws) and `farthest`; `distance_scale`, the
+        localisation's own sqrt(num_params / localization); `distance_growth` from the middle to the end (sqrt(2) for
+        free diffusion); the norms of a step's parts, `gradient_step`, `localization_step` and `noise_step`.
+    """
+    distance = sweep["distance"].isel(draw=kept).transpose(*DIMS).values.astype(np.float64)
     draws = distance.shape[-1]
     width = max(draws // 10, 1)
-    middle = distance[:, draws // 2 - width // 2 :][:, :width]
+    middle = distance[..., max(draws // 2 - width // 2, 0) :][..., :width]
+    n_beta, localization, step_size = (sweep[name].values for name in ("n_beta", "localization", "step_size"))
+    num_params = float(sweep.attrs["num_params"])
     with np.errstate(all="ignore"):
-        return float(np.nanmean(distance[:, -width:]) / np.nanmean(middle)) if draws > 1 else float("nan")
+        end = _finite_mean(distance[..., -width:])
+        facts = {
+            "distance": end,
+            "farthest": np.where(np.isfinite(distance), distance, -np.inf).max((2, 3)),
+            "distance_scale": np.broadcast_to(np.sqrt(num_params / localization), end.shape),
+            "distance_growth": end / _finite_mean(middle),
+            "localization_step": step_size / 2 * localization * end,
+            "noise_step": np.broadcast_to(np.sqrt(step_size * num_params), end.shape),
+        }
+        if "gradient_norm" in sweep:
+            norm = sweep["gradient_norm"].isel(draw=kept).transpose(*DIMS).values
+            facts["gradient_step"] = step_size / 2 * n_beta * _finite_mean(norm)
+    return facts
 
 
-def _judge(
-    group: xr.Dataset,
-    *,
-    chance: float | None,
-    num_chains: int,
-    done: int,
-    total: int,
-    growth: float,
-    farthest: float,
-    num_params: int,
-    num_steps: int,
-) -> Verdict:
-    """The first rule that applies, from the gravest to the mildest."""
-    value = {name: float(group[name]) for name in ("llc", "llc_stderr", "llc_upper", "rhat", "mean_loss", "init_loss")}
-    step_size, localization = float(group["step_size"]), float(group["localization"])
-    used = int(group["num_chains_used"])
-    if done < total:
-        return Verdict("failed", f"only {done} of {total} draws are there; run the sweep again to finish it.")
-    if used == 0:
-        return Verdict("failed", f"every chain met a loss that is not finite; lower step_size={step_size:g}.")
-    if used < num_chains:
-        lost = num_chains - used
-        return Verdict(
-            "diverged",
-            f"{lost} of {num_chains} chains met a loss that is not finite; lower step_size={step_size:g}.",
-        )
-    scale = np.sqrt(num_params / localization) if localization else np.inf
-    if farthest > EXPLOSION * scale:
-        return Verdict(
-            "diverged",
-            f"the chains ran {farthest:.3g} away, where the localisation allows {scale:.3g}; "
-            f"lower step_size={step_size:g}.",
-        )
-    relaxed = step_size * localization * num_steps / 2
-    if growth > 1.3 and relaxed < 0.02 and abs(value["llc"]) < 1:
-        return Verdict(
-            "stuck",
-            f"the chains still drift away freely after {relaxed:.2g} relaxation times of the localisation; "
-            f"raise step_size={step_size:g} or take more draws.",
-        )
-    if chance is not None and value["init_loss"] < chance <= value["mean_loss"]:
-        return Verdict(
-            "left_basin",
-            f"the mean sampled loss {value['mean_loss']:.4g} is not below {chance:.4g}, that of a trivial predictor: "
-            "the chains have forgotten the model; raise localization or n_beta, or lower step_size.",
-        )
-    if value["llc_upper"] < 0:
-        return Verdict(
-            "not_minimum",
-            "the LLC is negative beyond its error: the chains walk downhill from a checkpoint that is no minimum; "
-            "lower n_beta or raise localization.",
-        )
-    if value["rhat"] > RHAT_LIMIT:
-        return Verdict(
-            "not_mixed",
-            f"R-hat is {value['rhat']:.2f}: the chains disagree or still drift; take more draws and more burn-in.",
-        )
-    if step_size * localization / 4 > DISCRETISATION_LIMIT:
-        bias = step_size * localization / 4
-        return Verdict(
-            "biased",
-            f"the discrete step inflates variances by about {bias:.0%}; lower step_size={step_size:g}.",
-        )
-    if value["llc_stderr"] > NOISE_LIMIT * max(abs(value["llc"]), 1.0):
-        return Verdict(
-            "noisy",
-            f"the standard error is {value['llc_stderr']:.2g}; take more chains or draws, or a larger batch.",
-        )
-    if chance is not None and value["init_loss"] >= chance:
-        return Verdict(
-            "ok",
-            "chains agree; but w* is no better than a trivial predictor, so nothing tells whether they stayed local.",
-        )
-    return Verdict("ok", "chains agree, stay local and are precise enough.")
+def acceptances(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
+    """Mean acceptance probabilities, where they were recorded."""
+    names = [name for name in ("acceptance", "acceptance_full") if name in sweep]
+    return {name: _finite_mean(sweep[name].isel(draw=kept).transpose(*DIMS).values) for name in names}
+
+
+def _finite_mean(values: Trace) -> Group:
+    """Mean over chains and draws of what is finite; NaN where nothing is."""
+    finite = np.isfinite(values)
+    total = np.where(finite, values, 0).sum((2, 3), dtype=np.float64)
+    count = finite.sum((2, 3))
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from llcjax.checkpoints import bank_of
 from llcjax.config import Baseline, Precision, SweepConfig
 from llcjax.data import data_source
-from llcjax.diagnostics import Verdict
 from llcjax.estimators import estimates, kept_draws
 from llcjax.keys import as_key
 from llcjax.sweep import sweep
 from llcjax.types import LossFn, Params, PRNGKey
+from llcjax.verdicts import Verdict
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import scipy.stats
 import xarray as xr
 from jaxtyping import Float
 
-from llcjax import diagnostics
+from llcjax import diagnostics, verdicts
 
 CONFIDENCE = 0.95
 
@@ -64,7 +64,9 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
         chains' LLCs over the square root of their number, which holds autocorrelation and differences between
         chains alike (with one chain: `llc_mcse`, from the autocorrelation alone), joined with the error of L(w*)
         where that was sampled. `llc_lower` and `llc_upper` bound the 95% interval of Student's t. Chains with a
-        loss that is not finite are left out and counted.
+        loss that is not finite are left out and counted. Health: `rhat`, `ess_bulk`, `ess_tail`,
+        `autocorrelation_time` (draws), and what `llcjax.diagnostics` measures of drift, spikes, distances, norms and
+        acceptance.
 
     Raises:
         ValueError: the burn-in leaves no draws.
@@ -77,7 +79,12 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
     trace = n_beta * excess
     usable = (sweep["first_nonfinite_step"].values < 0) & np.isfinite(trace).all(-1)
     per_chain = np.where(usable, trace.mean(-1), np.nan)
-    health = diagnostics.health(trace, usable)
+    health = {
+        **diagnostics.convergence(trace, usable),
+        **diagnostics.trace_shape(trace, usable),
+        **diagnostics.geometry(sweep, kept),
+        **diagnostics.acceptances(sweep, kept),
+    }
     spread, error = _errors(per_chain, usable, health["llc_mcse"], _baseline_error(sweep, n_beta[..., 0, 0]))
     llc = _mean(per_chain, usable)
     group = ("checkpoint", "setting")
@@ -97,7 +104,11 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
         attrs={name: sweep.attrs[name] for name in ("chance", "num_examples") if name in sweep.attrs},
     )
     result.attrs.update(num_burnin_steps=int(sweep["draw"].values[kept[0]]), num_draws=len(kept))
-    names, sentences = diagnostics.verdicts(sweep, result, kept)
+    with np.errstate(all="ignore"):
+        result["autocorrelation_time"] = trace[0, 0].size / result["ess_bulk"]
+    if "prior_loss" in sweep:
+        result["prior_loss"] = sweep["prior_loss"]
+    names, sentences = verdicts.judge(sweep, result)
     result["verdict"], result["sentence"] = (group, names), (group, sentences)
     return result.merge(_per_position(sweep, kept, usable)) if "loss_position" in sweep else result
 

@@ -77,6 +77,7 @@ class Job:
             draws_per_chunk=draws_per_chunk or self.draws_per_chunk,
             eval_every=config.eval_every,
             acceptance_every=config.acceptance_every,
+            acceptance_on_all_data=config.acceptance_on_all_data,
             paired=config.baseline == "paired",
             per_position=self.per_position,
             observe=self.observe,

@@ -18,9 +18,9 @@ from jaxtyping import Array, Key
 from llcjax.types import PRNGKey
 
 Common = Literal["all", "batches", "none"]
-Purpose = Literal["batch", "noise", "init", "baseline"]
+Purpose = Literal["batch", "noise", "init", "baseline", "control"]
 
-_PURPOSES: dict[str, int] = {"batch": 0, "noise": 1, "init": 2, "baseline": 3}
+_PURPOSES: dict[str, int] = {"batch": 0, "noise": 1, "init": 2, "baseline": 3, "control": 4}
 
 
 def as_key(key: PRNGKey | int) -> PRNGKey:

@@ -64,7 +64,7 @@ class Acceptance(NamedTuple):
     batch: Float[Array, "run draw"]
     """Judged on the batch of the step."""
     full: Float[Array, "run draw"] | None
-    """Judged on all examples, where there are examples."""
+    """Judged on all examples, where that was asked for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +84,7 @@ class ProgramSpec:
     draws_per_chunk: int
     eval_every: int
     acceptance_every: int
+    acceptance_on_all_data: bool
     paired: bool
     per_position: bool
     observe: Observe | None
@@ -234,7 +235,7 @@ class Program:
         spec = self.spec
         if not spec.acceptance_every:
             return None
-        with_full = spec.has_batches and spec.draw is None
+        with_full = spec.acceptance_on_all_data and spec.has_batches and spec.draw is None
 
         def one(
             run: RunInputs, sampler: Sampler, posterior: LocalPosterior, key: PRNGKey, pair: Any, batch: Batch

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from llcjax.diagnostics import VERDICTS
+from llcjax.verdicts import VERDICTS
 
 
 def one_setting(estimates: xr.Dataset, setting: int) -> xr.Dataset:

@@ -33,6 +33,7 @@ LONG_NAMES = {
     "first_nonfinite_step": "first sampler step with a loss that is not finite, -1 for none",
     "num_draws_done": "finished draws of each chain",
     "init_loss": "L(w*) on all examples",
+    "prior_loss": "mean loss of draws from the localisation prior",
     "init_loss_stderr": "standard error of init_loss",
     "init_loss_position": "L(w*) of each position on all examples",
 }
@@ -62,15 +63,28 @@ class SweepStore:
         coords: dict[str, tuple[tuple[str, ...], np.ndarray]],
         attrs: dict[str, Any],
     ) -> SweepStore:
-        """Creates an empty store (in memory where `path` is None) with its coordinates and attributes."""
-        target = MemoryStore() if path is None else str(path)
+        """Drafts an empty store with its coordinates and attributes; `publish` makes it the one that counts.
+
+        Args:
+            path: folder of the store; None keeps it in memory.
+            coords: name -> (dimensions, values).
+            attrs: facts as JSON values.
+        """
+        target = MemoryStore() if path is None else str(_draft(path))
         beside = " ".join(name for name, (dims, _) in coords.items() if dims != (name,))
         # xarray takes the names under `coordinates` as coordinates that index no dimension.
-        group = zarr.create_group(target, attributes={"llcjax_format": FORMAT, "coordinates": beside, **attrs})
-        store = cls(group, path)
+        facts = {"llcjax_format": FORMAT, "coordinates": beside, **attrs}
+        store = cls(zarr.create_group(target, attributes=facts, overwrite=True), path)
         for name, (dims, values) in coords.items():
             store.put(name, dims, values)
         return store
+
+    def publish(self) -> SweepStore:
+        """Moves a complete draft to its place at once, so that a crash while making it leaves nothing behind."""
+        if self.path is None:
+            return self
+        _draft(self.path).replace(self.path)
+        return SweepStore.reopen(self.path)
 
     @classmethod
     def reopen(cls, path: Path) -> SweepStore:
@@ -83,7 +97,10 @@ class SweepStore:
 
     def put(self, name: str, dims: tuple[str, ...], values: np.ndarray) -> None:
         """Writes a whole small array."""
-        array = self.group.create_array(name, data=np.asarray(values), dimension_names=dims, overwrite=True)
+        values = np.asarray(values)
+        # What a crash leaves unwritten reads as NaN, not as 0.
+        fill = float("nan") if np.issubdtype(values.dtype, np.floating) else None
+        array = self.group.create_array(name, data=values, dimension_names=dims, overwrite=True, fill_value=fill)
         if name in LONG_NAMES:
             array.attrs["long_name"] = LONG_NAMES[name]
 
@@ -101,6 +118,10 @@ class SweepStore:
             name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, dimension_names=dims
         )
         array.attrs["long_name"] = LONG_NAMES.get(name, name)
+
+    def holds(self, name: str) -> bool:
+        """Whether a whole small array was written to its end."""
+        return name in self.group and bool(np.isfinite(self.read(name)).all())
 
     def write(self, name: str, index: tuple[Any, ...], values: np.ndarray) -> None:
         """Writes a piece of an allocated array."""
@@ -156,6 +177,10 @@ class SweepStore:
         """Forgets the state of a launch that is complete."""
         if self.resume_file is not None:
             self.resume_file.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(path.name + ".draft")
 
 
 def is_sweep(path: Path | str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from llcjax import _compat, keys, trees
-from llcjax.baseline import write_init_losses
+from llcjax.baseline import write_init_losses, write_prior_losses
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig, as_dict, fingerprint
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
@@ -94,6 +94,7 @@ def sweep(
     )
     store = _open_or_create(job, out, chance, attrs)
     write_init_losses(job, store)
+    write_prior_losses(job, store)
     run_job(job, store, on_chunk, save_every_seconds, progress)
     return store.open() if out is None else open_sweep(out)
 
@@ -135,18 +136,19 @@ def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
     return full
 
 
-def _identity(job: Job) -> str:
+def _identity(job: Job, recorded: list[str]) -> str:
     """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
     free = dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None)
     data = [[list(leaf.shape), str(leaf.dtype), float(jnp.sum(leaf))] for leaf in jax.tree.leaves(job.source.arrays)]
     seed = jax.random.key_data(job.base).tolist()
     mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
-    return fingerprint(as_dict(free), job.bank.fingerprint(), data, seed, mask)
+    return fingerprint(as_dict(free), job.bank.fingerprint(), data, seed, mask, recorded)
 
 
 def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
     path = None if out is None else Path(out)
-    identity = _identity(job)
+    arrays = named_arrays(_one_chunk_of_two_runs(job))
+    identity = _identity(job, list(arrays))
     if path is not None and is_sweep(path):
         store = SweepStore.reopen(path)
         if store.group.attrs["fingerprint"] != identity:
@@ -171,8 +173,8 @@ def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attr
     if chance is not None:
         facts["chance"] = float(chance)
     store = SweepStore.create(path, coords=_coords(job), attrs=facts)
-    _allocate(job, store)
-    return store
+    _allocate(job, store, arrays)
+    return store.publish()
 
 
 def _num_sampled(mask: Params) -> int:
@@ -194,12 +196,12 @@ def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     }
 
 
-def _allocate(job: Job, store: SweepStore) -> None:
-    """Makes room for everything a chunk returns, whose shapes one traced chunk tells."""
+def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
+    """Makes room for everything that a chunk returns; `arrays` tells the shapes for two runs and one draw."""
     groups = (len(job.bank), len(job.config.settings))
     chains, draws = job.config.num_chains, job.num_recorded
     block = job.draws_per_chunk
-    for name, leaf in named_arrays(_one_chunk_of_two_runs(job)).items():
+    for name, leaf in arrays.items():
         extra = leaf.shape[2:]
         dims = (*DRAW_DIMS, *_extra_dims(name, len(extra)))
         shape, chunks = (*groups, chains, draws, *extra), (1, 1, chains, block, *extra)

@@ -7,7 +7,7 @@ import llcjax
 from llcjax import estimators
 from llcjax.checkpoints import CheckpointBank, bank_of
 from llcjax.config import SweepConfig
-from llcjax.diagnostics import VERDICTS
+from llcjax.verdicts import VERDICTS
 
 
 def made_sweep(trace, *, n_beta=10.0, chance=None, burnin=0, localization=1.0, step_size=1e-3, distance=0.1, base=1.0):

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_example import (
+
+from llcjax import plots, report
+from llcjax.plots import style
+from llcjax.selection import interval
+from tests.report_example import (
     STEPS,
     example_estimates,
     example_metrics,
@@ -18,10 +22,6 @@ from report_example import (
     troubled_estimates,
     write_example,
 )
-
-from llcjax import plots, report
-from llcjax.plots import style
-from llcjax.selection import interval
 
 FEW = STEPS[::9]
 

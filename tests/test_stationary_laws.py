@@ -336,7 +336,14 @@ def test_acceptance_of_sgld_is_that_of_mala(between, one_device):
 def test_acceptance_on_minibatches_is_judged_on_batch_and_on_all_data(one_device):
     x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
     config = SweepConfig(
-        n_beta=100.0, localization=2.0, step_size=8e-3, num_chains=8, num_draws=60, batch_size=8, acceptance_every=4
+        n_beta=100.0,
+        localization=2.0,
+        step_size=8e-3,
+        num_chains=8,
+        num_draws=60,
+        batch_size=8,
+        acceptance_every=4,
+        acceptance_on_all_data=True,
     )
     facts = llcjax.sweep(lambda w, b: 0.5 * jnp.square(b @ w), bank_of(jnp.zeros(3)), x, config, devices=one_device)
     for name in ("acceptance", "acceptance_full"):

@@ -15,7 +15,9 @@ arguments = parser.parse_args()
 
 preset = PRESETS["paper"]
 experiment = dataclasses.replace(preset, sweep=dataclasses.replace(preset.sweep, num_draws=arguments.num_draws))
-run = RegressionRun(experiment, arguments.out, command=f"python experiments/regression/run.py --num-draws {arguments.num_draws}")
+run = RegressionRun(
+    experiment, arguments.out, command=f"python experiments/regression/run.py --num-draws {arguments.num_draws}"
+)
 run.sweeps()
 for seed, (path, _, _) in run.report().items():
     print(f"seed {seed}: {path}")

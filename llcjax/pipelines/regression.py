@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from llcjax.calibrate import Calibration, calibrate
 from llcjax.checkpoints import CheckpointBank, check_fits, import_bank, is_bank, load_bank, save_bank
 from llcjax.config import SweepConfig, as_dict, fingerprint
 from llcjax.estimators import estimates
@@ -21,12 +22,14 @@ from llcjax.metrics.regression import regression_metrics
 from llcjax.models.icl_transformer import TransformerConfig, icl_transformer
 from llcjax.provenance import provenance
 from llcjax.report import write_report
+from llcjax.report.calibration import write_calibration
 from llcjax.stages import Stages, llc_stages
 from llcjax.store import is_sweep, load_dataset, open_sweep, save_dataset
 from llcjax.sweep import sweep
 from llcjax.tasks.regression import RegressionTask, squared_error
 from llcjax.train import TrainConfig, finish_training, train
 from llcjax.types import ApplyFn, InitFn, LossFn
+from llcjax.verdicts import loss_copy
 
 Say = Callable[[str], None]
 
@@ -111,6 +114,31 @@ PRESETS: dict[str, RegressionExperiment] = {
     ),
 }
 
+GRIDS: dict[str, SweepConfig] = {
+    # 9 settings x 5 checkpoints x 4 chains x 200 steps: about as much as the sweep of the preset.
+    "quick": dataclasses.replace(
+        PRESETS["quick"].sweep,
+        localization=(300.0, 1000.0, 3000.0),
+        step_size=(5e-5, 1.5e-4, 5e-4),
+        num_draws=120,
+        num_burnin_steps=80,
+        per_position=False,
+    ),
+    # Around n_beta 67, localization 1000, whose chains stay local where those of the published setting do not.
+    "paper": dataclasses.replace(
+        PRESETS["paper"].sweep,
+        n_beta=(66.67, 1000.0),
+        localization=(300.0, 1000.0, 3000.0),
+        step_size=(3e-6, 1e-5, 3e-5, 1e-4),
+        num_chains=4,
+        num_draws=2000,
+        num_burnin_steps=1000,
+        baseline="paired",
+        per_position=False,
+    ),
+}
+"""The grid of `llcjax calibrate` for each preset."""
+
 
 class RegressionRun:
     """An experiment in its folder. Every step is skipped where its output is there and matches the config."""
@@ -123,8 +151,9 @@ class RegressionRun:
         command: str = "",
         progress: bool = True,
         say: Say = print,
+        calibrating: bool = False,
     ) -> None:
-        """Claims the folder.
+        """Claims the folder; to calibrate, its subfolder `calibration` alone, so that any sweep may follow in it.
 
         Raises:
             ValueError: the folder holds another config.
@@ -132,7 +161,9 @@ class RegressionRun:
         self.experiment, self.out, self.command = experiment, Path(out), command
         self.progress, self.say = progress, say
         self.init, self.apply, self.loss = _model(experiment)
-        _claim(self.out, as_dict(experiment))
+        if calibrating:
+            _check_but_sweep(self.out, as_dict(experiment))
+        _claim(self.out / "calibration" if calibrating else self.out, as_dict(experiment))
 
     def banks(self) -> dict[int, CheckpointBank]:
         """The banks of the seeds to sweep, trained or imported where they are not there yet."""
@@ -168,6 +199,32 @@ class RegressionRun:
                 self.say(f"sweep of seed {seed}: {seconds:.0f} s -> {path}")
         return results
 
+    def calibrate(
+        self, *, checkpoints: Sequence[int] | None = None, second: SweepConfig | None = None
+    ) -> tuple[Calibration, Path]:
+        """Judges the settings of `experiment.sweep` on the first swept seed, and writes page and recommendation.
+
+        Args:
+            checkpoints: training steps to look at; None spreads five over the loss curve.
+            second: the grid of a second sampler.
+
+        Returns:
+            The calibration, and the path of its page.
+        """
+        experiment, folder = self.experiment, self.out / "calibration"
+        result = calibrate(
+            self.loss,
+            self.banks()[experiment.sweep_seeds[0]],
+            experiment.task.sample(as_key(experiment.data_seed), experiment.num_examples),
+            [grid for grid in (experiment.sweep, second) if grid is not None],
+            checkpoints=checkpoints,
+            chance=experiment.task.chance,
+            out=folder,
+            progress=self.progress,
+        )
+        title = f"Calibration, in-context linear regression, seed {experiment.sweep_seeds[0]}"
+        return result, write_calibration(folder, result, title=title, command=self.command)
+
     def metrics(self, seed: int, bank: CheckpointBank) -> xr.Dataset:
         """The metrics of one seed, measured where they are not there yet."""
         path = self.out / "metrics" / f"seed_{seed}"
@@ -194,11 +251,13 @@ class RegressionRun:
         self, folder: Path, seed: int, facts: xr.Dataset, metrics: xr.Dataset
     ) -> tuple[Path, Stages | None, xr.Dataset]:
         table = estimates(facts)
-        notes = []
+        copied = loss_copy(table.isel(setting=0))
+        notes = [] if copied is None else [copied.sentence]
         try:
             stages = llc_stages(table, metrics["test_loss"].sel(checkpoint=table["checkpoint"]).values)
         except ValueError as error:
-            stages, notes = None, [f"No stages: {error}"]
+            stages = None
+            notes.append(f"No stages: {error}")
         path = folder / "report.html"
         identity = fingerprint(facts.attrs["fingerprint"], metrics.attrs["fingerprint"], provenance(), notes)
         stamp = folder / "report.fingerprint"
@@ -268,6 +327,12 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     path.write_text(json.dumps(config, indent=1))
 
 
+def _check_but_sweep(folder: Path, config: dict[str, Any]) -> None:
+    """Checks that the folder is free, or holds a run of the same task, model and training."""
+    if (folder / "config.json").exists():
+        _claim(folder, {**config, "sweep": load_experiment(folder).get("sweep")})
+
+
 def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
     if isinstance(held, dict) and isinstance(wanted, dict):
         for key in sorted({*held, *wanted}):
@@ -311,4 +376,4 @@ def experiment_from(config: dict[str, Any]) -> RegressionExperiment:
         raise ValueError(f"the config is of another version of llcjax ({error}); run the experiment again.") from error
 
 
-__all__ = ["PRESETS", "RegressionExperiment", "RegressionRun", "experiment_from", "load_experiment"]
+__all__ = ["GRIDS", "PRESETS", "RegressionExperiment", "RegressionRun", "experiment_from", "load_experiment"]

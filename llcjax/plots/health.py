@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from llcjax.diagnostics import RHAT_LIMIT
 from llcjax.plots.axes import chance_name, set_limits, step_axis
 from llcjax.plots.bands import draw_stages
 from llcjax.plots.style import BLUE, INK, RED, legend_below, new_figure, set_title
 from llcjax.plots.verdicts import SCALE_VERDICTS, draw_by_verdict
 from llcjax.selection import one_setting, trusted
+from llcjax.verdicts import RHAT_LIMIT
 
 if TYPE_CHECKING:
     from llcjax.stages import Stages

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from llcjax import plots
-from llcjax.diagnostics import DISCRETISATION_LIMIT, NOISE_LIMIT, RHAT_LIMIT
 from llcjax.estimators import running_llc
 from llcjax.report import markup
 from llcjax.report.formats import number, plus_minus, step_text
 from llcjax.report.page import GLOSSARY
 from llcjax.report.summary import curve_sentence
 from llcjax.selection import choose_checkpoints, one_setting, setting_label, verdict_counts
+from llcjax.sensitivity import curve_sensitivity, stage_sensitivity
+from llcjax.verdicts import DISCRETISATION_LIMIT, NOISE_LIMIT, RHAT_LIMIT
 
 if TYPE_CHECKING:
     from llcjax.stages import Stages
@@ -209,6 +210,48 @@ def _settings_section(material: Material) -> str:
     )
 
 
+def _sensitivity_section(material: Material) -> str:
+    """The boundaries again from parts of the chains and draws, and bands over neighboring settings."""
+    body = _bands(material)
+    measured = material.sweep is not None and "loss" in material.sweep and "llc_per_chain" in material.estimates
+    if material.sweep is None or not measured or material.stages is None or material.stages.method != "gp":
+        return body
+    loss = None
+    if material.metrics is not None and "test_loss" in material.metrics:
+        loss = material.metrics["test_loss"].sel(checkpoint=material.estimates["checkpoint"]).values
+    variants = stage_sensitivity(material.sweep, material.estimates, setting=material.setting, loss=loss)
+    whole = variants[0].boundaries
+    if not whole:
+        return body
+    header = ["from", "boundaries", *(f"boundary {index + 1}" for index in range(len(whole)))]
+    rows = [
+        [
+            variant.name,
+            variant.problem or str(len(variant.boundaries)),
+            *("none" if step is None else step_text(step) for step in variant.matched),
+        ]
+        for variant in variants
+    ]
+    words = (
+        "Boundaries found again from parts of the stored draws, and at neighboring settings where there are any. "
+        "A boundary that every row has, at about the same step, does not depend on these choices."
+    )
+    return body + f"<p>{words}</p>" + markup.table(header, rows, text_columns=(0,))
+
+
+def _bands(material: Material) -> str:
+    bands = curve_sensitivity(material.estimates, material.setting)
+    if not bands.sizes["hyperparameter"]:
+        return ""
+    return material.save(
+        "sensitivity",
+        plots.plot_sensitivity(bands),
+        "LLC with bands from the least to the largest LLC of neighboring settings",
+        "The LLC of this setting, with a band for each hyperparameter: from the least to the largest LLC of this "
+        "setting and its neighbors in the grid.",
+    )
+
+
 def _table_section(material: Material) -> str:
     curve = material.curve
     header = ["step", "LLC", "R-hat", "ESS", "chains", "verdict", "why"]
@@ -252,6 +295,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("health", "Can I trust it?", _health_section),
     ("traces", "Traces and running LLC", _trace_section),
     ("settings", "Settings compared", _settings_section),
+    ("sensitivity", "Sensitivity", _sensitivity_section),
     ("table", "Every checkpoint", _table_section),
     ("reading", "How to read this", _reading_section),
     ("making", "Made by", _making_section),
