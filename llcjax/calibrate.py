@@ -246,7 +246,7 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
         "mixed": mixed,
         "unbiased": ~np.isin(verdict, BIASED),
     }
-    sound = np.stack(list(criteria.values())).all(0)
+    sound = np.asarray(np.stack(list(criteria.values())).all(0))
     group = ("checkpoint", "setting")
     return xr.Dataset(
         {
@@ -288,8 +288,8 @@ def _plateau(table: xr.Dataset, sound: np.ndarray, name: str) -> Bool[np.ndarray
 def _at_all(judged: xr.Dataset, names: Sequence[str]) -> Bool[np.ndarray, " setting"]:
     """Whether each setting satisfies every named criterion at all trained checkpoints."""
     trained = judged["trained"].values
-    passed = np.stack([judged[name].values for name in names]).all(0)
-    return passed[trained].all(0) if trained.any() else np.zeros(passed.shape[1], bool)
+    passed = np.asarray(np.stack([judged[name].values for name in names]).all(0))
+    return np.asarray(passed[trained].all(0)) if trained.any() else np.zeros(passed.shape[1], bool)
 
 
 def recommend(table: xr.Dataset, judged: xr.Dataset) -> tuple[int | None, tuple[str, ...]]:
@@ -378,7 +378,7 @@ def _nearest_miss(table: xr.Dataset, judged: xr.Dataset) -> tuple[str, ...]:
 
 def _advice(table: xr.Dataset, passed: np.ndarray) -> list[str]:
     """What to change in the grid, from what fails at every setting."""
-    never = dict(zip(CRITERIA, ~passed.all(1).any(1), strict=True))
+    never = dict(zip(CRITERIA, ~np.asarray(passed.all(1)).any(1), strict=True))
     advice = {
         "alive": "add smaller step sizes.",
         "local": "add larger values of localization or n_beta.",
