@@ -378,7 +378,7 @@ def _nearest_miss(table: xr.Dataset, judged: xr.Dataset) -> tuple[str, ...]:
 
 def _advice(table: xr.Dataset, passed: np.ndarray) -> list[str]:
     """What to change in the grid, from what fails at every setting."""
-    never = dict(zip(CRITERIA, ~np.asarray(passed.all(1)).any(1), strict=True))
+    never = dict(zip(CRITERIA, np.asarray(~np.asarray(passed.all(1)).any(1)), strict=True))
     advice = {
         "alive": "add smaller step sizes.",
         "local": "add larger values of localization or n_beta.",
