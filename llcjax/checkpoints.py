@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Int
@@ -52,6 +53,7 @@ class CheckpointBank:
                 f"the bank's steps must increase, but {steps[where]} is followed by {steps[where + 1]}; "
                 "sort them and leave out duplicates."
             )
+        object.__setattr__(self, "params", jax.tree_util.tree_map_with_path(_as_float32, self.params))
         size = trees.leading_size(self.params, "the bank")
         if size != steps.size:
             raise ValueError(f"the bank has {size} checkpoints but {steps.size} steps; give one step each.")
@@ -93,6 +95,16 @@ class CheckpointBank:
         for leaf in jax.tree.leaves(self.params):
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _as_float32(path: Any, leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise ValueError(
+            f"the parameter {name or 'itself'} has type {array.dtype}; keep only floating-point parameters in the tree."
+        )
+    return array.astype(np.float32, copy=False)
 
 
 def bank_of(params: Params, step: int = 0) -> CheckpointBank:

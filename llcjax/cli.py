@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"command={command!r} is unknown; choose one of {', '.join(commands)}.")
         _compat.enable_compilation_cache()
         commands[command](rest)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"llcjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -9,6 +9,8 @@ import json
 import math
 from typing import Any, Literal
 
+import numpy as np
+
 from llcjax.keys import Common
 from llcjax.samplers import SAMPLERS, sampler_options
 
@@ -88,7 +90,10 @@ class SweepConfig:
         """
         for name in ("n_beta", "localization", "step_size"):
             value = getattr(self, name)
-            values = tuple(map(float, value)) if isinstance(value, (tuple, list)) else (float(value),)
+            try:
+                values = tuple(float(one) for one in np.atleast_1d(value))
+            except (TypeError, ValueError):
+                raise ValueError(f"{name}={value!r} is no number; give one number or several.") from None
             object.__setattr__(self, name, values)
         _check_choices(self)
         _check_hyperparameters(self)
@@ -102,17 +107,17 @@ class SweepConfig:
 
 
 def _check_hyperparameters(config: SweepConfig) -> None:
-    for name, least in (("n_beta", "0"), ("localization", "0"), ("step_size", "above 0")):
+    for name, least in (("n_beta", ", 0 or more"), ("localization", ", 0 or more"), ("step_size", " above 0")):
         values = getattr(config, name)
         if not values:
             raise ValueError(f"{name} is empty; give at least one number.")
         for value in values:
             if not math.isfinite(value) or value < 0 or (name == "step_size" and value == 0):
-                raise ValueError(f"{name}={value:g} must be a finite number, {least} or more.")
+                raise ValueError(f"{name}={value:g} must be a finite number{least}.")
     if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
         raise ValueError(f"weight_decay={config.weight_decay:g} must be a finite number, 0 or more.")
-    if config.box is not None and not config.box > 0:
-        raise ValueError(f"box={config.box:g} must be above 0; none leaves the parameters free.")
+    if config.box is not None and not 0 < config.box < math.inf:
+        raise ValueError(f"box={config.box:g} must be a finite number above 0; none leaves the parameters free.")
     if (config.init == "prior" or config.num_control_draws) and min(config.localization) == 0:
         raise ValueError(
             "localization=0 has no prior to draw from; "
@@ -156,6 +161,10 @@ def _check_choices(config: SweepConfig) -> None:
         raise ValueError(
             f"acceptance_every={config.acceptance_every} is for sgld; {config.sampler} makes other moves; set it to 0."
         )
+    if config.box is not None and config.sampler == "sgnht":
+        raise ValueError(
+            f"box={config.box:g} does not go with sgnht, whose momentum it would not turn; set it to none."
+        )
     options = sampler_options(config.sampler)
     for name in config.sampler_options:
         if name not in options:
@@ -174,3 +183,9 @@ def fingerprint(*parts: Any) -> str:
     """A short hash of JSON values, the same on every machine."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def array_digest(array: Any) -> str:
+    """A hash of the bytes, shape and type of an array."""
+    host = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{host.shape} {host.dtype}".encode() + host.tobytes()).hexdigest()[:16]

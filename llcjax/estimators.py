@@ -37,7 +37,7 @@ def kept_draws(sweep: xr.Dataset, num_burnin_steps: int | None = None, thin: int
         thin: keep every so many draws.
 
     Raises:
-        ValueError: fewer than 4 draws would be left, or a number below its least value.
+        ValueError: no draws would be left, or a number below its least value.
     """
     burnin = int(sweep.attrs["num_burnin_steps"]) if num_burnin_steps is None else num_burnin_steps
     if burnin < 0 or thin < 1:
@@ -105,7 +105,7 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
     )
     result.attrs.update(num_burnin_steps=int(sweep["draw"].values[kept[0]]), num_draws=len(kept))
     with np.errstate(all="ignore"):
-        result["autocorrelation_time"] = trace[0, 0].size / result["ess_bulk"]
+        result["autocorrelation_time"] = usable.sum(-1) * len(kept) / result["ess_bulk"]
     if "prior_loss" in sweep:
         result["prior_loss"] = sweep["prior_loss"]
     names, sentences = verdicts.judge(sweep, result)
@@ -163,7 +163,7 @@ def running_llc(sweep: xr.Dataset, *, num_burnin_steps: int | None = None) -> xr
     trace = sweep["n_beta"] * excess_loss(sweep)
     trace = trace.transpose("checkpoint", "setting", "chain", "draw").compute()
     after = trace.isel(draw=kept)
-    running = after.cumsum("draw") / xr.DataArray(np.arange(1, len(kept) + 1), dims="draw")
+    running = after.cumsum("draw", skipna=False) / xr.DataArray(np.arange(1, len(kept) + 1), dims="draw")
     return running.assign_coords(draw=after["draw"]).reindex(draw=sweep["draw"])
 
 
@@ -196,4 +196,7 @@ def wbic(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, log_likeliho
             f"n_beta={sweep['n_beta'].values[off][0]:.6g}; sweep with that n_beta."
         )
     kept = kept_draws(sweep, num_burnin_steps)
-    return size * sweep["loss"].isel(draw=kept).mean(("chain", "draw"))
+    alive = (sweep["first_nonfinite_step"] < 0) & (sweep["num_draws_done"] >= sweep.sizes["draw"])
+    # A mean over the chains that are whole; none of them leaves NaN.
+    per_chain = sweep["loss"].isel(draw=kept).mean("draw", skipna=False)
+    return size * per_chain.where(alive).mean("chain")

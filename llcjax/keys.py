@@ -8,6 +8,7 @@ checkpoints lose almost all their Monte-Carlo noise.
 
 from __future__ import annotations
 
+import numbers
 from typing import Literal
 
 import jax
@@ -32,9 +33,13 @@ def as_key(key: PRNGKey | int) -> PRNGKey:
     Raises:
         ValueError: not an integer and not one jax key.
     """
-    if isinstance(key, int) and not isinstance(key, bool):
-        return jax.random.key(key, impl="threefry2x32")
+    if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+        return jax.random.key(int(key), impl="threefry2x32")
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
+        if str(jax.random.key_impl(key)) != "threefry2x32":
+            raise ValueError(
+                f"key is of {jax.random.key_impl(key)}; make it with jax.random.key(0, impl='threefry2x32')."
+            )
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
         return jax.random.wrap_key_data(key, impl="threefry2x32")

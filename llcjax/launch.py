@@ -55,17 +55,18 @@ def _launches(job: Job, store: SweepStore, done: np.ndarray) -> Iterator[Launch]
         return
     plan = _plan(job, missing)
     saved = store.load_state()
-    if saved is not None and _usable(saved, missing, job.mesh.size):
+    if saved is not None and _usable(saved, missing, done, job.mesh.size):
         missing = np.setdiff1d(missing, saved.groups)
         yield Launch(job, store, plan, saved.groups, saved)
     for start in range(0, len(missing), plan.groups_per_launch):
         yield Launch(job, store, plan, missing[start : start + plan.groups_per_launch])
 
 
-def _usable(saved: SavedState, missing: np.ndarray, num_devices: int) -> bool:
+def _usable(saved: SavedState, missing: np.ndarray, done: np.ndarray, num_devices: int) -> bool:
     """Whether a saved launch is still missing, and as wide as these devices can run."""
     width = saved.leaves[0].shape[0]
-    return bool(np.isin(saved.groups, missing).all()) and width % num_devices == 0 and width >= 2 * num_devices
+    held = bool(np.isin(saved.groups, missing).all()) and saved.draws_done <= int(done[saved.groups].min())
+    return held and width % num_devices == 0 and width >= 2 * num_devices
 
 
 def _plan(job: Job, groups: np.ndarray) -> Plan:

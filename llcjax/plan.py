@@ -87,8 +87,16 @@ def memory_limit() -> int | None:
     device = jax.local_devices()[0]
     limit = _compat.device_memory_bytes(device)
     if limit is None and device.platform == "cpu":
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        limit = _host_memory()
     return None if limit is None else int(MEMORY_SHARE * limit)
+
+
+def _host_memory() -> int | None:
+    """Memory of this machine in bytes, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def even_parts(total: int, most: int) -> int:

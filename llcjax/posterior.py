@@ -158,7 +158,9 @@ class LocalPosterior(NamedTuple):
         def reflect(value: Array, anchor: Array) -> Array:
             # Distance along a path that turns around at +-box, as a triangle wave of period 4 box.
             phase = jnp.mod(value - anchor + box, 4 * box)
-            return anchor + jnp.where(phase <= 2 * box, phase, 4 * box - phase) - box
+            reflected = anchor + jnp.where(phase <= 2 * box, phase, 4 * box - phase) - box
+            # Inside the box nothing is rounded.
+            return jnp.where(jnp.abs(value - anchor) <= box, value, reflected)
 
         return jax.tree.map(reflect, params, self.anchor)
 

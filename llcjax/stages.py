@@ -264,6 +264,8 @@ def llc_stages(estimates: xr.Dataset, loss: Any = None, *, setting: int = 0, met
     Raises:
         ValueError: If fewer than 5 checkpoints are usable.
     """
+    if not 0 <= setting < estimates.sizes["setting"]:
+        raise ValueError(f"setting={setting} is not in the sweep; choose 0 to {estimates.sizes['setting'] - 1}.")
     curve = estimates.isel(setting=setting)
     usable = np.isfinite(curve["llc"].values) & ~np.isin(curve["verdict"].values, ("failed", "diverged"))
     curve = curve.isel(checkpoint=usable)

@@ -83,6 +83,7 @@ class SweepStore:
         """Moves a complete draft to its place at once, so that a crash while making it leaves nothing behind."""
         if self.path is None:
             return self
+        self.drop_state()
         _draft(self.path).replace(self.path)
         return SweepStore.reopen(self.path)
 
@@ -157,7 +158,8 @@ class SweepStore:
         draft = self.resume_file.with_suffix(".tmp")
         with draft.open("wb") as file:
             named: dict[str, Any] = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
-            np.savez(file, groups=groups, draws_done=draws_done, **named)
+            owner = str(self.group.attrs["fingerprint"])
+            np.savez(file, owner=owner, groups=groups, draws_done=draws_done, **named)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self.resume_file)
@@ -168,7 +170,9 @@ class SweepStore:
             return None
         try:
             with np.load(self.resume_file, allow_pickle=False) as saved:
-                leaves = [saved[f"leaf_{i}"] for i in range(len(saved.files) - 2)]
+                if str(saved["owner"]) != self.group.attrs["fingerprint"]:
+                    return None  # left behind by another sweep
+                leaves = [saved[f"leaf_{i}"] for i in range(len(saved.files) - 3)]
                 return SavedState(saved["groups"], int(saved["draws_done"]), leaves)
         except Exception:  # torn by a crash: the launch is redone
             return None

@@ -16,7 +16,7 @@ import xarray as xr
 from llcjax import _compat, keys, trees
 from llcjax.baseline import write_init_losses, write_prior_losses
 from llcjax.checkpoints import CheckpointBank
-from llcjax.config import SweepConfig, as_dict, fingerprint
+from llcjax.config import SweepConfig, array_digest, as_dict, fingerprint
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
 from llcjax.job import Job, launch_inputs
 from llcjax.launch import run_job
@@ -99,9 +99,12 @@ def sweep(
     return store.open() if out is None else open_sweep(out)
 
 
-def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: SweepConfig) -> bool:
-    """Refuses bad input before anything is computed; returns whether the loss has positions."""
-    _compat.check_device()
+def check_data(source: DataSource, config: SweepConfig) -> None:
+    """Refuses settings that do not go with the data.
+
+    Raises:
+        ValueError: the sentence names the setting, its value and the fix.
+    """
     check_batch_size(source, config.batch_size)
     if source.is_function and config.baseline == "dataset" and config.num_baseline_batches is None:
         raise ValueError(
@@ -113,6 +116,14 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
         )
     if config.eval_every and source.num_examples is None:
         raise ValueError(f"eval_every={config.eval_every} needs data as arrays; give arrays, or set it to 0.")
+
+
+def check_finite(bank: CheckpointBank) -> None:
+    """Refuses parameters that are not finite.
+
+    Raises:
+        ValueError: the sentence names the training step and the parameter.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(bank.params):
         finite = np.isfinite(np.asarray(leaf)).reshape(len(bank), -1).all(1)
         if not finite.all():
@@ -121,6 +132,13 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
                 f"the parameters of step {step} contain NaN or inf at {jax.tree_util.keystr(path)}; "
                 "leave this checkpoint out of the bank."
             )
+
+
+def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: SweepConfig) -> bool:
+    """Refuses bad input before anything is computed; returns whether the loss has positions."""
+    _compat.check_device()
+    check_data(source, config)
+    check_finite(bank)
     return check_loss_shape(loss_fn, bank.checkpoint(0), example_batch(source, config.batch_size))
 
 
@@ -139,7 +157,7 @@ def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
 def _identity(job: Job, recorded: list[str]) -> str:
     """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
     free = dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None)
-    data = [[list(leaf.shape), str(leaf.dtype), float(jnp.sum(leaf))] for leaf in jax.tree.leaves(job.source.arrays)]
+    data = [array_digest(leaf) for leaf in jax.tree.leaves(job.source.arrays)]
     seed = jax.random.key_data(job.base).tolist()
     mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
     return fingerprint(as_dict(free), job.bank.fingerprint(), data, seed, mask, recorded)
@@ -155,7 +173,11 @@ def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attr
             raise ValueError(
                 f"out={path} holds a sweep of another config, bank or data; choose another folder or remove it."
             )
+        if chance is not None:
+            store.group.attrs["chance"] = float(chance)
         return store
+    if path is not None and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+        raise ValueError(f"out={path} exists and is no store of a sweep; choose another folder.")
     config = job.config
     facts: dict[str, Any] = {
         "config": json.dumps(as_dict(config)),

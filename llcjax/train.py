@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import time
 from collections.abc import Callable
@@ -113,7 +114,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformationExtraArgs
     before: list[optax.GradientTransformation] = []
     if config.gradient_noise:
         before.append(_add_gradient_noise(config.gradient_noise))
-    if config.weight_decay and config.optimizer.endswith("w"):
+    if "weight_decay" in inspect.signature(build).parameters:
+        # Also where it is 0: optax's own defaults are not.
         return optax.chain(*before, build(schedule, weight_decay=config.weight_decay))
     if config.weight_decay:
         before.append(optax.add_decayed_weights(config.weight_decay))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
+
+from llcjax.samplers import FULL_BATCH
 
 VERDICTS = ("ok", "noisy", "biased", "not_minimum", "left_basin", "not_mixed", "stuck", "diverged", "failed")
 
@@ -47,7 +50,9 @@ def judge(sweep: xr.Dataset, estimate: xr.Dataset) -> tuple[np.ndarray, np.ndarr
     }
     columns["done"] = sweep["num_draws_done"].values
     chance = _chance(sweep)
+    exact = json.loads(str(sweep.attrs.get("config", "{}"))).get("sampler") in FULL_BATCH
     fixed = {
+        "exact": float(exact),
         "num_chains": sweep.sizes["chain"],
         "total": sweep.sizes["draw"],
         "num_steps": int(sweep["draw"].values[-1]) + 1,
@@ -117,8 +122,10 @@ def _judge_precision(value: Mapping[Any, float], chance: float | None) -> Verdic
         return Verdict("not_mixed", f"R-hat is {value['rhat']:.2f}: the chains disagree or still drift; {more}")
     if abs(value["drift_z"]) > 5 and abs(value["drift"]) > NOISE_LIMIT * max(abs(value["llc"]), 1.0):
         return Verdict("not_mixed", f"the LLC still drifts by {value['drift']:.3g} from first to last third; {more}")
+    if not (np.isfinite(value["rhat"]) and np.isfinite(value["llc_stderr"])):
+        return Verdict("noisy", "there are too few draws or chains to judge, or they never moved; take more of both.")
     bias = value["step_size"] * value["localization"] / 4
-    if bias > DISCRETISATION_LIMIT:
+    if bias > DISCRETISATION_LIMIT and not value["exact"]:
         lower = f"lower step_size={value['step_size']:g}."
         return Verdict("biased", f"the discrete step inflates variances by about {bias:.0%}; {lower}")
     if value["llc_stderr"] > NOISE_LIMIT * max(abs(value["llc"]), 1.0):

@@ -23,10 +23,19 @@ def named_arrays(recorded: Any) -> dict[str, Any]:
     if recorded.langevin is not None:
         named.update(acceptance=recorded.langevin.batch, acceptance_full=recorded.langevin.full)
     if isinstance(observed, dict):
+        taken = sorted(set(observed) & {*named, *RESERVED})
+        if taken:
+            raise ValueError(
+                f"observe returns the name {taken[0]!r}, which the sweep uses itself; give it another name."
+            )
         named.update(observed)
     else:
         named["observed"] = observed
     return {name: leaf for name, leaf in named.items() if leaf is not None}
+
+
+RESERVED = ("checkpoint", "setting", "chain", "draw", "position", "init_loss", "prior_loss", "acceptance")
+"""Names in the store beside those of the draws."""
 
 
 class Chunk(NamedTuple):
@@ -50,9 +59,11 @@ class Writer:
         """Writes one chunk of a launch: first the draws, then how many there are."""
         config, chains = self.job.config, self.job.config.num_chains
         named = {name: np.asarray(leaf) for name, leaf in named_arrays(chunk.recorded).items()}
-        nonfinite = np.asarray(chunk.first_nonfinite_step)
         first = chunk.first_draw
         last = min(first + named["loss"].shape[1], self.job.num_recorded)
+        nonfinite = np.asarray(chunk.first_nonfinite_step)
+        # The surplus of the last chunk is dropped, and what happened there with it.
+        nonfinite = np.where(nonfinite > (last - 1) * config.num_steps_between_draws, -1, nonfinite)
         for position, (checkpoint, setting) in enumerate(self._indices(groups)):
             rows = slice(position * chains, (position + 1) * chains)
             place = (checkpoint, setting, slice(None), slice(first, last))

@@ -98,3 +98,10 @@ def test_bad_banks_get_a_sentence(bank, tmp_path):
     np.savez(tmp_path / "mixed" / "x1.npz", a=np.array([object()]))
     with pytest.raises(ValueError, match="no readable .npz"):
         import_bank(tmp_path / "mixed")
+
+
+def test_parameters_are_float32_and_nothing_else():
+    halves = CheckpointBank(params={"w": np.ones((1, 2), np.float16)}, steps=np.array([0]))
+    assert halves.params["w"].dtype == np.float32
+    with pytest.raises(ValueError, match="the parameter count has type int64"):
+        CheckpointBank(params={"w": np.ones((1, 2)), "count": np.zeros(1, np.int64)}, steps=np.array([0]))

@@ -113,6 +113,19 @@ def test_a_broken_chain_is_left_out_counted_and_reported():
     assert table["verdict"].item() == "diverged" and "1 of 4 chains" in table["sentence"].item()
 
 
+def test_a_dead_chain_stays_dead_in_the_running_llc():
+    trace = noise(draws=60)
+    trace[1, 30:] = np.nan
+    running = llcjax.running_llc(made_sweep(trace)).values[0, 0]
+    assert np.isfinite(running[1, :30]).all() and np.isnan(running[1, 30:]).all()
+    assert np.isfinite(running[0]).all()
+
+
+def test_too_little_to_judge_is_not_ok():
+    assert judge(made_sweep(noise(chains=1, draws=1)))["verdict"].item() == "noisy"
+    assert judge(made_sweep(np.full((4, 20), 0.5)))["verdict"].item() == "noisy"
+
+
 def test_all_chains_broken_is_failed():
     table = judge(made_sweep(np.full((4, 20), np.nan)))
     assert table["verdict"].item() == "failed" and np.isnan(table["llc"]) and np.isnan(table["llc_stderr"])

@@ -220,6 +220,14 @@ def test_sgld_reflects_at_the_box():
     assert abs(per_chain.mean() - 0.25 / 3) < 4 * per_chain.std(ddof=1) / np.sqrt(CHAINS)
 
 
+def test_a_box_does_not_round_what_is_inside_it():
+    posterior = LocalPosterior(lambda w, _: 0.0 * jnp.sum(w), jnp.ones(3), 1.0, 0.0, 0.0, 1e5)
+    w = jnp.array([1.0 + 1e-6, 1.3, 0.2])
+    np.testing.assert_array_equal(posterior.confine(w), w)
+    with pytest.raises(ValueError, match="does not go with sgnht"):
+        SweepConfig(sampler="sgnht", box=1.0)
+
+
 IDENTITY = dict(localization=2.0, step_size=1e-3, num_chains=3, num_draws=30, batch_size=None)
 
 

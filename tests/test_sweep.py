@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,51 @@ def test_a_torn_state_is_redone(tmp_path, one_device, bank):
     state.write_bytes(state.read_bytes()[:200])
     done = sweep(quadratic, bank, None, config, out=tmp_path / "s", devices=one_device)
     assert_same(done, sweep(quadratic, bank, None, config, devices=one_device))
+
+
+def test_a_state_left_behind_by_another_sweep_is_not_used(tmp_path, one_device, bank):
+    config = dataclasses.replace(CONFIG, draws_per_chunk=5)
+    with pytest.raises(llcjax.Interrupted):
+        sweep(quadratic, bank, None, config, out=tmp_path / "s", on_chunk=_interrupt_once(after=0), devices=one_device)
+    assert (tmp_path / "s.resume.npz").exists()
+    shutil.rmtree(tmp_path / "s")
+    other = dataclasses.replace(config, seed=5)
+    found = sweep(quadratic, bank, None, other, out=tmp_path / "s", devices=one_device)
+    assert_same(found, sweep(quadratic, bank, None, other, devices=one_device))
+
+
+def test_the_surplus_of_the_last_chunk_breaks_no_chain(one_device):
+    """The loss is infinite beyond a distance that some chains reach only in the surplus draws."""
+
+    def wall(w, _):
+        return jnp.where(jnp.sum(w**2) > 0.3, jnp.inf, 0.0 * jnp.sum(w))
+
+    config = SweepConfig(
+        n_beta=1.0, localization=0.0, step_size=0.01, num_chains=8, num_draws=16, batch_size=None, draws_per_chunk=16
+    )
+    still = CheckpointBank(params=np.zeros((1, 2), np.float32), steps=np.array([0]))
+    whole = sweep(wall, still, None, config, devices=one_device)
+    surplus = sweep(wall, still, None, dataclasses.replace(config, draws_per_chunk=6), devices=one_device)
+    np.testing.assert_array_equal(whole["first_nonfinite_step"], surplus["first_nonfinite_step"])
+    assert (whole["first_nonfinite_step"].values >= 0).any() and (whole["first_nonfinite_step"].values < 0).any()
+
+
+def test_other_data_of_the_same_sum_are_other_data(tmp_path, one_device, bank):
+    x = np.random.default_rng(1).normal(size=(64, 7)).astype(np.float32)
+    config = dataclasses.replace(CONFIG, batch_size=8, num_draws=2)
+
+    def run(data):
+        sweep(lambda w, b: jnp.square(b @ w), bank, data, config, out=tmp_path / "s", devices=one_device)
+
+    run(x)
+    run(x)
+    with pytest.raises(ValueError, match="another config, bank or data"):
+        run(x[::-1])
+
+
+def test_observables_may_not_take_the_names_of_the_sweep(one_device, bank):
+    with pytest.raises(ValueError, match="observe returns 'loss'|name 'loss'"):
+        sweep(quadratic, bank, None, CONFIG, observe=lambda w: {"loss": jnp.sum(w)}, devices=one_device)
 
 
 def test_a_finished_sweep_is_returned_and_another_config_refused(tmp_path, one_device, bank):

@@ -16,6 +16,7 @@ import xarray as xr
 from llcjax.calibrate import Calibration, calibrate
 from llcjax.checkpoints import CheckpointBank, check_fits, import_bank, is_bank, load_bank, save_bank
 from llcjax.config import SweepConfig, as_dict, fingerprint
+from llcjax.data import DataSource
 from llcjax.estimators import estimates
 from llcjax.keys import as_key
 from llcjax.metrics.regression import regression_metrics
@@ -25,7 +26,7 @@ from llcjax.report import write_report
 from llcjax.report.calibration import write_calibration
 from llcjax.stages import Stages, llc_stages
 from llcjax.store import is_sweep, load_dataset, open_sweep, save_dataset
-from llcjax.sweep import sweep
+from llcjax.sweep import check_data, check_finite, sweep
 from llcjax.tasks.regression import RegressionTask, squared_error
 from llcjax.train import TrainConfig, finish_training, train
 from llcjax.types import ApplyFn, InitFn, LossFn
@@ -161,19 +162,29 @@ class RegressionRun:
         self.experiment, self.out, self.command = experiment, Path(out), command
         self.progress, self.say = progress, say
         self.init, self.apply, self.loss = _model(experiment)
+        # All that can be refused is refused before the folder is claimed and before anything is trained.
+        check_data(DataSource((), None, experiment.num_examples), experiment.sweep)
+        self._imported = None if experiment.bank is None else import_bank(experiment.bank)
+        if self._imported is not None:
+            check_fits(self._imported, jax.eval_shape(self.init, as_key(0)))
+            check_finite(self._imported)
         if calibrating:
             _check_but_sweep(self.out, as_dict(experiment))
         _claim(self.out / "calibration" if calibrating else self.out, as_dict(experiment))
 
-    def banks(self) -> dict[int, CheckpointBank]:
-        """The banks of the seeds to sweep, trained or imported where they are not there yet."""
+    def banks(self, *, may_train: bool = True) -> dict[int, CheckpointBank]:
+        """The banks of the seeds to sweep, trained where they are not there yet and may be.
+
+        Raises:
+            ValueError: they are not there and may not be trained.
+        """
         experiment, folder = self.experiment, self.out / "banks"
-        if experiment.bank is not None:
-            bank = import_bank(experiment.bank)
-            check_fits(bank, jax.eval_shape(self.init, as_key(0)))
-            return {experiment.sweep_seeds[0]: bank}
+        if self._imported is not None:
+            return {experiment.sweep_seeds[0]: self._imported}
         seeds = range(experiment.train.seed, experiment.train.seed + experiment.train.num_seeds)
         if not all(is_bank(folder / f"seed_{seed}") for seed in seeds):
+            if not may_train:
+                raise ValueError(f"{self.out} holds no finished training; run `llcjax run` on it first.")
             self._train(folder)
         return {seed: load_bank(folder / f"seed_{seed}") for seed in experiment.sweep_seeds}
 
@@ -241,7 +252,7 @@ class RegressionRun:
     def report(self) -> dict[int, tuple[Path, Stages | None, xr.Dataset]]:
         """Estimates, stages and report of each swept seed; the first one's report is the folder's."""
         results = {}
-        for position, (seed, bank) in enumerate(self.banks().items()):
+        for position, (seed, bank) in enumerate(self.banks(may_train=False).items()):
             facts = open_sweep(self._sweep_path(seed))
             folder = self.out if position == 0 else self.out / f"seed_{seed}"
             results[seed] = self._report(folder, seed, facts, self.metrics(seed, bank))
@@ -259,7 +270,8 @@ class RegressionRun:
             stages = None
             notes.append(f"No stages: {error}")
         path = folder / "report.html"
-        identity = fingerprint(facts.attrs["fingerprint"], metrics.attrs["fingerprint"], provenance(), notes)
+        done = facts["num_draws_done"].values.tolist()
+        identity = fingerprint(facts.attrs["fingerprint"], done, metrics.attrs["fingerprint"], provenance(), notes)
         stamp = folder / "report.fingerprint"
         if not (path.exists() and stamp.exists() and stamp.read_text() == identity):
             write_report(
