@@ -173,7 +173,7 @@ def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attr
             raise ValueError(
                 f"out={path} holds a sweep of another config, bank or data; choose another folder or remove it."
             )
-        if chance is not None:
+        if chance is not None and store.group.attrs.get("chance") != chance:
             store.group.attrs["chance"] = float(chance)
         return store
     if path is not None and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
