@@ -27,6 +27,7 @@ from llcjax.estimators import estimates
 from llcjax.interrupt import Interrupted
 from llcjax.pipelines import regression
 from llcjax.report.calibration import HEADER, calibration_rows
+from llcjax.selection import verdict_counts
 from llcjax.stages import Stages, find_stages, llc_stages, read_curve
 from llcjax.store import open_sweep
 
@@ -276,14 +277,8 @@ def _print_reports(run: regression.RegressionRun) -> None:
 
 
 def _print_verdicts(table: xr.Dataset) -> None:
-    names, counts = _unique(table["verdict"].values.ravel().tolist())
-    listed = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
+    listed = ", ".join(f"{count} {name}" for name, count in verdict_counts(table).items())
     print(f"verdicts of {table['verdict'].size} estimates: {listed}")
-
-
-def _unique(values: list[str]) -> tuple[list[str], list[int]]:
-    names = sorted(set(values))
-    return names, [values.count(name) for name in names]
 
 
 def _print_stages(stages: Stages, value: str) -> None:

@@ -34,11 +34,6 @@ class Plan:
     draws_per_chunk: int
     """Draws between two visits of the host; the surplus of the last chunk is dropped."""
 
-    @property
-    def num_launches(self) -> int:
-        """Launches of the sweep."""
-        return -(-self.num_groups // self.groups_per_launch)
-
 
 def make_plan(
     config: SweepConfig,

@@ -46,7 +46,7 @@ def severity(verdict: str) -> int:
 
 def verdict_counts(curve: xr.Dataset) -> dict[str, int]:
     """Return how many checkpoints have each verdict, the best verdict first."""
-    counts = Counter(str(verdict) for verdict in curve["verdict"].values)
+    counts = Counter(str(verdict) for verdict in curve["verdict"].values.ravel())
     return {verdict: counts[verdict] for verdict in sorted(counts, key=severity)}
 
 

@@ -6,7 +6,6 @@ group is written after its draws, so what lies beyond it is redone and never tru
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -231,11 +230,6 @@ def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
 
 def _dataset(group: zarr.Group) -> xr.Dataset:
     return xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
-
-
-def load_json(dataset: xr.Dataset, name: str) -> Any:
-    """An attribute that holds JSON."""
-    return json.loads(dataset.attrs[name])
 
 
 def save_dataset(dataset: xr.Dataset, path: Path | str) -> None:
