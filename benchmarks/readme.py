@@ -1,0 +1,47 @@
+"""Puts the tables of `benchmarks/results/*.json` into benchmarks/README.md: `python -m benchmarks.readme`.
+
+A table stands between `<!-- table: FILE -->` and `<!-- end -->`, where FILE is the result's name without `.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks.harness import RESULTS, table
+
+README = Path(__file__).parent / "README.md"
+_PLACE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """The text with every table replaced by what its result file holds.
+
+    Raises:
+        ValueError: a table names a result that is not there, or a result has no place in the text.
+    """
+    places = {match["name"] for match in _PLACE.finditer(text)}
+    files = {path.stem for path in results.glob("*.json")}
+    if places != files:
+        raise ValueError(
+            f"tables without results: {sorted(places - files)}; results without a table: {sorted(files - places)}."
+        )
+    return _PLACE.sub(lambda match: match[1] + _section(results / f"{match['name']}.json") + match[3], text)
+
+
+def _section(path: Path) -> str:
+    facts = json.loads(path.read_text())
+    source = facts["provenance"]
+    origin = f"`{facts['command']}`, {source['device']}, jax {source['jax']}, llcjax {source['llcjax']}"
+    lines = [f"**{facts['title']}**", "", table(facts["rows"]), "", *(f"{note}  " for note in facts["notes"])]
+    return "\n".join([*lines, "", f"<sub>{origin}</sub>", ""])
+
+
+def main() -> None:
+    """Rewrites the README."""
+    README.write_text(rendered(README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
