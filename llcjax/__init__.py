@@ -17,6 +17,7 @@ from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank
 from llcjax.config import Setting, SweepConfig  # noqa: E402
 from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
 from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
+from llcjax.forecast import Forecast, forecast  # noqa: E402
 from llcjax.interrupt import Interrupted  # noqa: E402
 from llcjax.posterior import LocalPosterior  # noqa: E402
 from llcjax.samplers import SAMPLERS, Sampler, sgld  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "SAMPLERS",
     "Calibration",
     "CheckpointBank",
+    "Forecast",
     "Interrupted",
     "LLCEstimate",
     "LocalPosterior",
@@ -46,6 +48,7 @@ __all__ = [
     "estimates",
     "excess_loss",
     "find_stages",
+    "forecast",
     "import_bank",
     "llc_stages",
     "load_bank",

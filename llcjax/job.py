@@ -13,9 +13,9 @@ from jaxtyping import Array, Key
 from llcjax import chain, keys, trees
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
-from llcjax.data import DataSource
+from llcjax.data import DataSource, example_batch
 from llcjax.plan import even_parts
-from llcjax.program import RUN, SAME, Program, ProgramSpec, RunInputs, build
+from llcjax.program import RUN, SAME, Program, ProgramSpec, RunInputs, build, loss_flops
 from llcjax.types import LossFn, Observe, Params
 
 
@@ -59,6 +59,12 @@ class Job:
         """Whether steps see minibatches at all."""
         arrays = self.source.num_examples is not None and self.config.batch_size is not None
         return self.source.is_function or arrays
+
+    def step_flops(self) -> float | None:
+        """Floating-point operations of one step of one chain, as the compiler counts them; None where it cannot."""
+        config = self.config
+        batch = example_batch(self.source, config.batch_size)
+        return loss_flops(self.loss_fn, self.bank.checkpoint(0), batch, paired=config.baseline == "paired")
 
     def program(self, draws_per_chunk: int | None = None) -> Program:
         """The compiled program, of chunks of a given length or of the sweep's own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from llcjax.interrupt import Interrupted, StopRequest
 from llcjax.job import Job, launch_args
-from llcjax.plan import Plan, make_plan
+from llcjax.plan import Plan, make_plan, most_runs
 from llcjax.program import RUN
 from llcjax.progress import SweepProgress, SweepStats
 from llcjax.store import SavedState, SweepStore
@@ -40,20 +41,45 @@ def run_job(
                 on_chunk(stats)
 
         writer.on_chunk = report
+        plan = None
         try:
-            for launch in _launches(job, store, writer.done):
-                launch.run(writer, stop, save_every_seconds)
+            while (missing := np.flatnonzero(writer.done < job.num_recorded)).size:
+                plan = plan or plan_launches(job, missing)
+                try:
+                    for launch in _launches(job, store, plan, missing, writer.done):
+                        launch.run(writer, stop, save_every_seconds)
+                except jax.errors.JaxRuntimeError as error:
+                    plan = _narrower(plan, job, error)
+                    # A launch that was saved is as wide as the one that did not fit.
+                    store.drop_state()
+            store.drop_state()
         finally:
             writer.finish()
 
 
-def _launches(job: Job, store: SweepStore, done: np.ndarray) -> Iterator[Launch]:
+def _narrower(plan: Plan, job: Job, error: jax.errors.JaxRuntimeError) -> Plan:
+    """The plan with half as many groups at once, after the devices ran out of memory; other errors are raised again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    if plan.groups_per_launch == 1:
+        raise ValueError(
+            f"one checkpoint with {plan.num_chains} chains does not fit the memory of the devices; take fewer chains "
+            "or a smaller batch_size. What was drawn is kept."
+        ) from error
+    narrower = plan.of_groups(-(-plan.groups_per_launch // 2), job.mesh.size)
+    warnings.warn(
+        f"the devices ran out of memory with {plan.runs_per_launch} chains at once; "
+        f"the sweep goes on with {narrower.runs_per_launch}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return narrower
+
+
+def _launches(
+    job: Job, store: SweepStore, plan: Plan, missing: np.ndarray, done: np.ndarray
+) -> Iterator[Launch]:
     """The launches that are left: first the one in flight, then the groups that were never finished."""
-    missing = np.flatnonzero(done < job.num_recorded)
-    if not missing.size:
-        store.drop_state()
-        return
-    plan = _plan(job, missing)
     saved = store.load_state()
     if saved is not None and _usable(saved, missing, done, job.mesh.size):
         missing = np.setdiff1d(missing, saved.groups)
@@ -69,8 +95,8 @@ def _usable(saved: SavedState, missing: np.ndarray, done: np.ndarray, num_device
     return held and width % num_devices == 0 and width >= 2 * num_devices
 
 
-def _plan(job: Job, groups: np.ndarray) -> Plan:
-    """Plans the launches, measuring memory on the programs that will run."""
+def plan_launches(job: Job, groups: np.ndarray) -> Plan:
+    """Plans the launches of some groups, measuring memory on the programs that will run."""
     compiled = job.program()
 
     def memory(count: int, num_runs: int) -> int:
@@ -81,6 +107,7 @@ def _plan(job: Job, groups: np.ndarray) -> Plan:
         num_groups=len(groups),
         draws_per_chunk=job.draws_per_chunk,
         num_devices=job.mesh.size,
+        most_runs=job.config.runs_per_launch or most_runs(job.step_flops()) * job.mesh.size,
         memory=memory,
     )
 

@@ -14,9 +14,27 @@ from llcjax.config import SweepConfig
 MEMORY_SHARE = 0.85
 """Share of a device's memory that a launch may use."""
 
-# Beyond these a launch gains nothing: throughput is flat from about 100 runs on a GPU, and a CPU's caches
-# spill long before.
-RUNS_PER_DEVICE = {"cpu": 16, "gpu": 128, "tpu": 128}
+# Work of one step of a launch beyond which a device gains nothing from more runs, in floating-point operations; the
+# knee of the throughput curve (benchmarks/throughput.py). Memory is no guide: long before it is full, a GPU is busy
+# and a CPU's caches have spilled.
+FULL_STEP = {"cpu": 1e9, "gpu": 4e11, "tpu": 4e11}
+LEAST_RUNS, MOST_RUNS = {"cpu": 4, "gpu": 4, "tpu": 4}, {"cpu": 64, "gpu": 8192, "tpu": 8192}
+RUNS_OF_UNKNOWN_WORK = {"cpu": 16, "gpu": 128, "tpu": 128}
+
+
+def most_runs(step_flops: float | None, platform: str | None = None) -> int:
+    """Runs on one device at the knee of the throughput curve.
+
+    Args:
+        step_flops: floating-point operations of a step of one chain; None where nobody can tell.
+        platform: cpu, gpu or tpu; None takes the default backend.
+    """
+    platform = platform or jax.default_backend()
+    platform = platform if platform in FULL_STEP else "gpu"
+    if not step_flops:
+        return RUNS_OF_UNKNOWN_WORK[platform]
+    knee = FULL_STEP[platform] / step_flops
+    return int(min(max(knee, LEAST_RUNS[platform]), MOST_RUNS[platform]))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +52,16 @@ class Plan:
     draws_per_chunk: int
     """Draws between two visits of the host; the surplus of the last chunk is dropped."""
 
+    @property
+    def num_launches(self) -> int:
+        """Launches, one after another."""
+        return -(-self.num_groups // self.groups_per_launch)
+
+    def of_groups(self, groups: int, num_devices: int) -> Plan:
+        """The same sweep with another number of groups at once."""
+        runs = padded_runs(groups * self.num_chains, num_devices)
+        return dataclasses.replace(self, groups_per_launch=groups, runs_per_launch=runs)
+
 
 def make_plan(
     config: SweepConfig,
@@ -41,6 +69,7 @@ def make_plan(
     num_groups: int,
     draws_per_chunk: int,
     num_devices: int,
+    most_runs: int,
     memory: Callable[[int, int], int] | None,
 ) -> Plan:
     """Chooses how many groups run at once.
@@ -50,6 +79,7 @@ def make_plan(
         num_groups: (checkpoint, setting) pairs to run.
         draws_per_chunk: draws between two visits of the host.
         num_devices: devices that share a launch.
+        most_runs: runs at once that are wished for.
         memory: `(groups, runs) -> bytes on each device` of a launch, measured by compiling it; None skips the check.
 
     Returns:
@@ -58,7 +88,6 @@ def make_plan(
     Raises:
         ValueError: not even one group fits on the devices.
     """
-    most_runs = config.runs_per_launch or RUNS_PER_DEVICE.get(jax.default_backend(), 128) * num_devices
     groups = even_parts(num_groups, max(1, most_runs // config.num_chains))
     limit = memory_limit()
     if memory is not None and limit is not None:

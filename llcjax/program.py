@@ -287,3 +287,24 @@ def sampled_losses(
 ) -> Loss:
     """Losses of `params` on batches from a function, with a leading batch axis."""
     return jax.lax.map(lambda key: evaluate(loss_fn, params, draw(key)), batch_keys)
+
+
+def loss_flops(loss_fn: LossFn, params: Params, batch: Batch, *, paired: bool) -> float | None:
+    """Floating-point operations of a loss and its gradient (and of the paired baseline) on one batch.
+
+    Args:
+        loss_fn: the loss.
+        params: parameters.
+        batch: a batch or its shapes.
+        paired: adds the loss of the anchor.
+
+    Returns:
+        What the compiler counts before it optimises; None where it does not say, or sees only a kernel of ours.
+    """
+
+    def step(params: Params, batch: Batch) -> Any:
+        gradient = jax.value_and_grad(lambda p: evaluate(loss_fn, p, batch).mean)(params)
+        return gradient, evaluate(loss_fn, params, batch).mean if paired else None
+
+    counted: Any = jax.jit(step).lower(params, batch).cost_analysis()
+    return float(counted["flops"]) if counted and counted.get("flops", 0) > 0 else None

@@ -76,27 +76,43 @@ def sweep(
         ValueError: bad input, before anything is computed.
         Interrupted: Ctrl-C; what was drawn is in the store and the same call goes on.
     """
-    config = config or SweepConfig()
-    source = data_source(data)
-    has_positions = _check(loss_fn, bank, source, config)
-    mask = None if mask is None else _checked_mask(mask, bank)
-    base = keys.as_key(config.seed if key is None else key)
-    job = Job(
-        loss_fn=loss_fn,
-        bank=bank,
-        source=source,
-        config=config,
-        base=base,
-        observe=observe,
-        per_position=config.per_position and has_positions,
-        mesh=_compat.run_mesh(devices),
-        mask=mask,
-    )
+    job = make_job(loss_fn, bank, data, config or SweepConfig(), key=key, mask=mask, observe=observe, devices=devices)
     store = _open_or_create(job, out, chance, attrs)
     write_init_losses(job, store)
     write_prior_losses(job, store)
     run_job(job, store, on_chunk, save_every_seconds, progress)
     return store.open() if out is None else open_sweep(out)
+
+
+def make_job(
+    loss_fn: LossFn,
+    bank: CheckpointBank,
+    data: Any,
+    config: SweepConfig,
+    *,
+    key: PRNGKey | int | None = None,
+    mask: Params | None = None,
+    observe: Observe | None = None,
+    devices: list[jax.Device] | None = None,
+) -> Job:
+    """The checked facts of a sweep; the arguments are those of `sweep`.
+
+    Raises:
+        ValueError: bad input.
+    """
+    source = data_source(data)
+    has_positions = _check(loss_fn, bank, source, config)
+    return Job(
+        loss_fn=loss_fn,
+        bank=bank,
+        source=source,
+        config=config,
+        base=keys.as_key(config.seed if key is None else key),
+        observe=observe,
+        per_position=config.per_position and has_positions,
+        mesh=_compat.run_mesh(devices),
+        mask=None if mask is None else _checked_mask(mask, bank),
+    )
 
 
 def check_data(source: DataSource, config: SweepConfig) -> None:
@@ -119,18 +135,18 @@ def check_data(source: DataSource, config: SweepConfig) -> None:
 
 
 def check_finite(bank: CheckpointBank) -> None:
-    """Refuses parameters that are not finite.
+    """Refuses a bank without any checkpoint of finite parameters; a broken one among others gets the verdict `failed`.
 
     Raises:
         ValueError: the sentence names the training step and the parameter.
     """
+    broken = np.zeros(len(bank), bool)
     for path, leaf in jax.tree_util.tree_leaves_with_path(bank.params):
-        finite = np.isfinite(np.asarray(leaf)).reshape(len(bank), -1).all(1)
-        if not finite.all():
-            step = bank.steps[int(np.argmin(finite))]
+        broken |= ~np.isfinite(np.asarray(leaf)).reshape(len(bank), -1).all(1)
+        if broken.all():
             raise ValueError(
-                f"the parameters of step {step} contain NaN or inf at {jax.tree_util.keystr(path)}; "
-                "leave this checkpoint out of the bank."
+                f"the parameters of step {bank.steps[0]} contain NaN or inf at {jax.tree_util.keystr(path)}, and no "
+                "other checkpoint of the bank is finite; train again with a smaller learning rate or give other files."
             )
 
 

@@ -49,6 +49,7 @@ def judge(sweep: xr.Dataset, estimate: xr.Dataset) -> tuple[np.ndarray, np.ndarr
         name: np.broadcast_to(estimate[name].values, estimate["llc"].shape) for name in ("step_size", "localization")
     }
     columns["done"] = sweep["num_draws_done"].values
+    columns["first_nonfinite_step"] = sweep["first_nonfinite_step"].max("chain").values
     chance = _chance(sweep)
     exact = json.loads(str(sweep.attrs.get("config", "{}"))).get("sampler") in FULL_BATCH
     fixed = {
@@ -82,6 +83,10 @@ def _judge(value: Mapping[Any, float], chance: float | None) -> Verdict:
         return Verdict("failed", f"only {done} draws are there; run the sweep again to finish it.")
     lost = value["num_chains"] - value["num_chains_used"]
     if lost:
+        if value["num_chains_used"] == 0 and value["first_nonfinite_step"] == 0:
+            return Verdict(
+                "failed", "the loss of the checkpoint itself is not finite; look at its parameters and the data."
+            )
         every = "every chain" if value["num_chains_used"] == 0 else f"{lost:.0f} of {value['num_chains']:.0f} chains"
         name = "failed" if value["num_chains_used"] == 0 else "diverged"
         return Verdict(name, f"{every} met a loss that is not finite; lower {step_size}.")

@@ -68,10 +68,21 @@ def test_without_chance_the_control_of_the_prior_tells(one_device):
     assert table["mean_loss"].item() > 0.8 * table["prior_loss"].item()
 
 
-def test_an_all_nan_checkpoint_is_refused_by_its_step():
+def test_an_all_nan_checkpoint_fails_and_harms_no_other(one_device):
+    config = SweepConfig(
+        n_beta=100.0, localization=0.5, step_size=1e-3, num_draws=300, num_burnin_steps=100, batch_size=64
+    )
     bank = CheckpointBank(params=np.stack([BEST, BEST * np.nan]), steps=np.array([3, 8]))
+    table = llcjax.estimates(llcjax.sweep(loss, bank, (X, Y), config, devices=one_device))
+    alone = llcjax.estimates(llcjax.sweep(loss, bank[[0]], (X, Y), config, devices=one_device))
+    assert table["verdict"].values[:, 0].tolist() == ["ok", "failed"]
+    assert "checkpoint itself is not finite" in table["sentence"].values[1, 0]
+    assert table["llc"].values[0, 0] == pytest.approx(alone["llc"].item(), rel=1e-5)
+
+
+def test_a_bank_of_nothing_but_nan_is_refused():
     with pytest.raises(ValueError, match="step 8 contain NaN"):
-        llcjax.sweep(loss, bank, (X, Y), SweepConfig(batch_size=64))
+        llcjax.sweep(loss, bank_of(BEST * np.nan, step=8), (X, Y), SweepConfig(batch_size=64))
 
 
 def curve(steps, losses, sampled, n_beta=66.67):
