@@ -26,6 +26,7 @@ from llcjax.store import open_sweep  # noqa: E402
 from llcjax.sweep import sweep  # noqa: E402
 from llcjax.train import TrainConfig, train  # noqa: E402
 from llcjax.verdicts import Verdict  # noqa: E402
+from llcjax.verify import Verification, verify  # noqa: E402
 
 __all__ = [
     "SAMPLERS",
@@ -42,6 +43,7 @@ __all__ = [
     "SweepConfig",
     "TrainConfig",
     "Verdict",
+    "Verification",
     "__version__",
     "calibrate",
     "estimate_llc",
@@ -59,5 +61,6 @@ __all__ = [
     "sgld",
     "sweep",
     "train",
+    "verify",
     "wbic",
 ]

@@ -129,7 +129,7 @@ def num_recorded(num_draws: int, num_burnin_steps: int, num_steps_between_draws:
 
 def run_chain(
     key: PRNGKey | int,
-    sampler: Sampler,
+    sampler: Sampler | Callable[[Int[Array, ""]], Sampler],
     posterior: LocalPosterior,
     draw_batch: Callable[[PRNGKey], Batch],
     *,
@@ -144,7 +144,8 @@ def run_chain(
 
     Args:
         key: base key; the chain derives its own keys for batches and noise from it.
-        sampler: a sampler of `posterior`, such as `sgld(posterior, step_size)`.
+        sampler: a sampler of `posterior`, such as `sgld(posterior, step_size)`; or a function from the step of the
+            chain to one, for a decaying step: `lambda t: sgld(posterior, step_size * step_share(t, 0.5, 100))`.
         posterior: the target; its anchor is where the chain starts.
         draw_batch: `(key) -> batch`.
         num_draws: draws recorded after the burn-in.
@@ -167,22 +168,25 @@ def run_chain(
     roots = {purpose: keys.chain_key(base, purpose, chain, 0) for purpose in ("batch", "noise", "init")}
     start = posterior.anchor if init == "anchor" else prior_start(roots["init"], posterior)
 
+    def at(step: Int[Array, ""]) -> Sampler:
+        return sampler if isinstance(sampler, Sampler) else sampler(step)
+
     def inputs(step: Int[Array, ""]) -> tuple[PRNGKey, Batch]:
         return jax.random.fold_in(roots["noise"], step), draw_batch(jax.random.fold_in(roots["batch"], step))
 
     def record(state: ChainState, step: Int[Array, ""]) -> tuple[ChainState, Draw]:
         noise_key, batch = inputs(step)
-        return record_and_advance(sampler, posterior, recording, noise_key, state, step, batch)
+        return record_and_advance(at(step), posterior, recording, noise_key, state, step, batch)
 
     def move(state: ChainState, step: Int[Array, ""]) -> ChainState:
         noise_key, batch = inputs(step)
-        return advance(sampler, noise_key, state, step, batch)[0]
+        return advance(at(step), noise_key, state, step, batch)[0]
 
     total = num_recorded(num_draws, num_burnin_steps, num_steps_between_draws)
     return scan_draws(
         record,
         move,
-        start_chain(sampler, start),
+        start_chain(at(jnp.int32(0)), start),
         0,
         num_draws=total,
         num_steps_between_draws=num_steps_between_draws,

@@ -1,4 +1,4 @@
-"""The command line: `llcjax run | train | calibrate | sweep | stages | report`.
+"""The command line: `llcjax run | train | calibrate | sweep | stages | report | verify`.
 
 Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130.
 """
@@ -23,13 +23,16 @@ from llcjax import _compat
 from llcjax.calibrate import Calibration
 from llcjax.config import SweepConfig
 from llcjax.config_file import load_sweep_config
+from llcjax.curve_verdict import curve_verdict
 from llcjax.estimators import estimates
+from llcjax.forecast import Forecast
 from llcjax.interrupt import Interrupted
 from llcjax.pipelines import regression
 from llcjax.report.calibration import HEADER, calibration_rows
-from llcjax.selection import verdict_counts
+from llcjax.selection import setting_label, verdict_counts
 from llcjax.stages import Stages, find_stages, llc_stages, read_curve
 from llcjax.store import open_sweep
+from llcjax.verify import print_verification, verify, write_json
 
 OVERVIEW = """\
 usage: llcjax COMMAND ...
@@ -40,6 +43,7 @@ usage: llcjax COMMAND ...
   sweep regression    training where it is missing, then the LLC sweep
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
   report DIR          estimates, stages and report of a finished sweep again
+  verify              known answers: true value, estimate, error and verdict of every case on this machine
 
 llcjax COMMAND --help explains every field with its unit and default.
 --preset quick (2 cores, minutes) or --preset paper (one GPU) chooses the defaults of run, train and sweep.
@@ -66,6 +70,14 @@ class _ExperimentOptions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _SweepOptions(_ExperimentOptions):
+    """A sweep of an experiment."""
+
+    dry_run: bool = False
+    """Prints launches, memory, arithmetic and predicted time, and stores nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _CalibrateOptions(_ExperimentOptions):
     """A grid of sweep settings: several values of n_beta, localization and step_size."""
 
@@ -75,6 +87,9 @@ class _CalibrateOptions(_ExperimentOptions):
     """A further sampler, compared over the same n_beta and localization."""
     second_step_size: tuple[float, ...] = ()
     """Step sizes of the second sampler; none = those of the first."""
+    target_acceptance: float | None = None
+    """MALA acceptance that SGLD's step size is to have, such as 0.9: a warm-up finds it for each n_beta and
+    localization; none = the step sizes as given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,6 +116,18 @@ class _ReportOptions:
     """Folder of a run."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _VerifyOptions:
+    """Known answers; exit code 0 if all rows pass, 1 if not."""
+
+    suite: str = "quick"
+    """quick (2 cores, at most 4 minutes), full (2 cores, 15 minutes) or gpu (one GPU, up to 1M parameters)."""
+    out: Path | None = None
+    """JSON file for the rows and their provenance."""
+    progress: bool = True
+    """A line on standard error after each sweep."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command line; ends with `SystemExit` on errors."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -111,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sweep": lambda rest: _experiment("sweep", rest),
         "stages": _stages,
         "report": _report,
+        "verify": _verify,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(OVERVIEW, end="")
@@ -154,9 +182,13 @@ def _shell(arguments: Sequence[str]) -> str:
 def _experiment(command: str, arguments: list[str]) -> None:
     name, rest = _experiment_name(arguments)
     preset = _preset(name, rest)
-    default = _ExperimentOptions(config=_with_settings(EXPERIMENTS[name][preset], rest), preset=preset)
-    options = _parse(_ExperimentOptions, rest, f"llcjax {command} {name}", default)
+    kind = _SweepOptions if command == "sweep" else _ExperimentOptions
+    default = kind(config=_with_settings(EXPERIMENTS[name][preset], rest), preset=preset)
+    options = _parse(kind, rest, f"llcjax {command} {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
+    if isinstance(options, _SweepOptions) and options.dry_run:
+        _print_forecast(regression.forecast_sweep(options.config, out), len(options.config.sweep_seeds))
+        return
     line = _shell([command, *arguments])
     run = regression.RegressionRun(options.config, out, command=line, progress=options.progress)
     if command == "train":
@@ -207,8 +239,11 @@ def _calibrate(arguments: list[str]) -> None:
     options = _parse(_CalibrateOptions, rest, f"llcjax calibrate {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
     line = _shell(["calibrate", *arguments])
+    second = _second_grid(options)
     run = regression.RegressionRun(options.config, out, command=line, progress=options.progress, calibrating=True)
-    result, page = run.calibrate(checkpoints=options.checkpoints or None, second=_second_grid(options))
+    result, page = run.calibrate(
+        checkpoints=options.checkpoints or None, second=second, target_acceptance=options.target_acceptance
+    )
     _print_calibration(result)
     print(f"page: {page.resolve()}")
     if result.recommended is not None:
@@ -257,6 +292,23 @@ def _report(arguments: list[str]) -> None:
     _print_reports(regression.RegressionRun(experiment, options.directory, command=line))
 
 
+def _verify(arguments: list[str]) -> None:
+    options = _parse(_VerifyOptions, arguments, "llcjax verify")
+    if options.out is not None and options.out.is_dir():
+        raise ValueError(f"out={options.out} is a folder; give the name of a file.")
+    result = verify(options.suite, report=_to_stderr if options.progress else None)
+    print_verification(result)
+    if options.out is not None:
+        write_json(result, options.out)
+        print(f"rows: {options.out.resolve()}")
+    if not result.passed:
+        raise SystemExit(1)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _stages(arguments: list[str]) -> None:
     options = _parse(_StageOptions, arguments, "llcjax stages")
     if options.path.is_dir():
@@ -265,6 +317,15 @@ def _stages(arguments: list[str]) -> None:
         step, value, stderr, loss = read_curve(options.path, options.value)
         found = find_stages(step, value, stderr, loss=loss, method=options.method, tolerance=options.tolerance)
     _print_stages(found, options.value)
+
+
+def _print_forecast(seen: Forecast, num_seeds: int) -> None:
+    table = Table(title="Plan of the sweep" + (f" of each of {num_seeds} seeds" if num_seeds > 1 else ""))
+    table.add_column("what")
+    table.add_column("how much")
+    for row in seen.rows():
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _print_reports(run: regression.RegressionRun) -> None:
@@ -279,6 +340,10 @@ def _print_reports(run: regression.RegressionRun) -> None:
 def _print_verdicts(table: xr.Dataset) -> None:
     listed = ", ".join(f"{count} {name}" for name, count in verdict_counts(table).items())
     print(f"verdicts of {table['verdict'].size} estimates: {listed}")
+    for setting in range(table.sizes["setting"]):
+        curve = table.isel(setting=setting)
+        which = f"curve at {setting_label(curve)}" if table.sizes["setting"] > 1 else "curve"
+        print("{}: {} - {}".format(which, *curve_verdict(curve)))
 
 
 def _print_stages(stages: Stages, value: str) -> None:

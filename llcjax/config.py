@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llcjax.keys import Common
-from llcjax.samplers import SAMPLERS, sampler_options
+from llcjax.samplers import DECAYING, SAMPLERS, sampler_options
 
 Baseline = Literal["paired", "dataset"]
 Precision = Literal["highest", "tf32", "bf16"]
@@ -45,6 +45,10 @@ class SweepConfig:
     """gamma, the precision of the Gaussian around the checkpoint (inverse squared parameters)."""
     step_size: tuple[float, ...] = (1e-5,)
     """epsilon, the SGLD step size (squared parameters)."""
+    step_size_decay: float = 0.0
+    """Exponent of a decaying step, step_size * (1 + t / time)^-exponent at step t; 0 = constant, at most 1."""
+    step_size_decay_time: float = 1000.0
+    """Sampler steps over which the decay sets in; no effect without one."""
     num_chains: int = 4
     """Independent chains a checkpoint and setting; at least 2 for a standard error between chains."""
     num_draws: int = 200
@@ -118,6 +122,10 @@ def _check_hyperparameters(config: SweepConfig) -> None:
         raise ValueError(f"weight_decay={config.weight_decay:g} must be a finite number, 0 or more.")
     if config.box is not None and not 0 < config.box < math.inf:
         raise ValueError(f"box={config.box:g} must be a finite number above 0; none leaves the parameters free.")
+    if not 0 <= config.step_size_decay <= 1:
+        raise ValueError(f"step_size_decay={config.step_size_decay:g} must be between 0 (constant) and 1.")
+    if not 0 < config.step_size_decay_time < math.inf:
+        raise ValueError(f"step_size_decay_time={config.step_size_decay_time:g} must be a finite number above 0.")
     if (config.init == "prior" or config.num_control_draws) and min(config.localization) == 0:
         raise ValueError(
             "localization=0 has no prior to draw from; "
@@ -160,6 +168,11 @@ def _check_choices(config: SweepConfig) -> None:
     if config.acceptance_every and config.sampler != "sgld":
         raise ValueError(
             f"acceptance_every={config.acceptance_every} is for sgld; {config.sampler} makes other moves; set it to 0."
+        )
+    if config.step_size_decay and config.sampler not in DECAYING:
+        raise ValueError(
+            f"step_size_decay={config.step_size_decay:g} is for {', '.join(DECAYING)}; {config.sampler} takes one "
+            "constant step size; set it to 0."
         )
     if config.box is not None and config.sampler == "sgnht":
         raise ValueError(

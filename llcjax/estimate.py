@@ -78,6 +78,8 @@ def estimate_llc(
     batch_size: int | None = None,
     sampler: str = "sgld",
     sampler_options: dict[str, float] | None = None,
+    step_size_decay: float = 0.0,
+    step_size_decay_time: float = 1000.0,
     mask: Params | None = None,
     baseline: Baseline = "paired",
     num_baseline_batches: int | None = None,
@@ -103,6 +105,8 @@ def estimate_llc(
         batch_size: examples a minibatch; None takes all.
         sampler: sgld, rmsprop_sgld, adam_sgld, sgnht; or mala and hmc on the full batch.
         sampler_options: options of the sampler, such as `{"decay": 0.99}` of rmsprop_sgld.
+        step_size_decay: exponent of a decaying step, step_size * (1 + t / time)^-exponent at step t; 0 = constant.
+        step_size_decay_time: sampler steps over which the decay sets in.
         mask: pytree of booleans: True is sampled, False stays at w* (the refined LLC of those parameters).
         baseline: `paired` subtracts L(w*) on the batch of each draw, `dataset` L(w*) on all examples.
         num_baseline_batches: batches for `baseline="dataset"` where data is a function.
@@ -127,6 +131,8 @@ def estimate_llc(
     config = SweepConfig(
         sampler=sampler,
         sampler_options=sampler_options or {},
+        step_size_decay=step_size_decay,
+        step_size_decay_time=step_size_decay_time,
         n_beta=(auto_n_beta(data) if n_beta == "auto" else n_beta,),
         localization=(localization,),
         step_size=(step_size,),

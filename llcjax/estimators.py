@@ -1,6 +1,10 @@
 """The LLC and its relatives from a stored sweep. Burn-in and thinning are chosen here, not when sampling.
 
 LLC_k = n_beta * mean_t(L(w_t) - L(w*))  of chain k,   LLC = mean_k LLC_k        (arXiv 2308.12108, eq. 19)
+
+Draws count alike under a decaying step size too. Welling & Teh (2011, eq. 11) weight them by their step, because late
+draws bring less that is new; but early draws are those that the step size biases, and R-hat, ESS and the running LLC
+then measure the mean that is reported. Both means have the same limit.
 """
 
 from __future__ import annotations

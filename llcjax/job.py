@@ -116,6 +116,8 @@ def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, Run
         step_size=column("step_size"),
         noise_root=roots("noise", chain_of_run, steps),
         init_root=roots("init", chain_of_run, steps),
+        decay=jnp.full(num_runs, config.step_size_decay, jnp.float32) if config.step_size_decay else None,
+        decay_time=jnp.full(num_runs, config.step_size_decay_time, jnp.float32) if config.step_size_decay else None,
     )
     chains = np.arange(config.num_chains)
     own = job.own_streams

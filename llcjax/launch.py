@@ -76,9 +76,7 @@ def _narrower(plan: Plan, job: Job, error: jax.errors.JaxRuntimeError) -> Plan:
     return narrower
 
 
-def _launches(
-    job: Job, store: SweepStore, plan: Plan, missing: np.ndarray, done: np.ndarray
-) -> Iterator[Launch]:
+def _launches(job: Job, store: SweepStore, plan: Plan, missing: np.ndarray, done: np.ndarray) -> Iterator[Launch]:
     """The launches that are left: first the one in flight, then the groups that were never finished."""
     saved = store.load_state()
     if saved is not None and _usable(saved, missing, done, job.mesh.size):

@@ -29,7 +29,7 @@ from llcjax.chain import (
 )
 from llcjax.data import dataset_loss, draw_batch
 from llcjax.posterior import LocalPosterior, Loss, evaluate
-from llcjax.samplers import SAMPLERS, Sampler, langevin_acceptance
+from llcjax.samplers import SAMPLERS, Sampler, langevin_acceptance, step_share
 from llcjax.types import Batch, LossFn, Observe, Params, PRNGKey
 
 RUN = PartitionSpec("run")
@@ -48,6 +48,13 @@ class RunInputs(NamedTuple):
     step_size: Float[Array, " run"]
     noise_root: Key[Array, " run"]
     init_root: Key[Array, " run"]
+    decay: Float[Array, " run"] | None = None
+    """Exponent of a decaying step size; None leaves the decay out of the program."""
+    decay_time: Float[Array, " run"] | None = None
+
+    def step_size_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """The step size of one run at a step of its chain."""
+        return self.step_size if self.decay is None else self.step_size * step_share(step, self.decay, self.decay_time)
 
 
 class Recorded(NamedTuple):
@@ -152,18 +159,20 @@ class Program:
         """Starts runs on one device (traced)."""
 
         def start(run: RunInputs, anchor: Params) -> ChainState:
-            posterior, sampler = self._sampler(run, anchor, mask)
+            posterior, sampler = self._sampler(run, anchor, mask, jnp.int32(0))
             begin = anchor if self.spec.init == "anchor" else prior_start(run.init_root, posterior)
             return start_chain(sampler, begin)
 
         return jax.vmap(start)(runs, trees.take(anchors, runs.group))
 
-    def _sampler(self, run: RunInputs, anchor: Params, mask: Params | None) -> tuple[LocalPosterior, Sampler]:
+    def _sampler(
+        self, run: RunInputs, anchor: Params, mask: Params | None, step: Int[Array, ""]
+    ) -> tuple[LocalPosterior, Sampler]:
         spec = self.spec
         posterior = LocalPosterior(
             spec.loss_fn, anchor, run.n_beta, run.localization, spec.weight_decay, spec.box, mask
         )
-        return posterior, SAMPLERS[spec.sampler](posterior, run.step_size, **dict(spec.sampler_options))
+        return posterior, SAMPLERS[spec.sampler](posterior, run.step_size_at(step), **dict(spec.sampler_options))
 
     def advance_runs(
         self,
@@ -185,7 +194,7 @@ class Program:
             batches, axis = self._batches(arrays, batch_roots, step)
 
             def one(run: RunInputs, anchor: Params, state: ChainState, batch: Batch) -> Any:
-                posterior, sampler = self._sampler(run, anchor, mask)
+                posterior, sampler = self._sampler(run, anchor, mask, step)
                 if spec.has_batches and not spec.own_streams:
                     batch = trees.take(batch, run.stream)
                 return step_one_run(run, sampler, posterior, jax.random.fold_in(run.noise_root, step), state, batch)
@@ -241,9 +250,10 @@ class Program:
             run: RunInputs, sampler: Sampler, posterior: LocalPosterior, key: PRNGKey, pair: Any, batch: Batch
         ) -> Any:
             del sampler, key
-            judged = langevin_acceptance(posterior, run.step_size, *pair, batch)
+            step_size = run.step_size_at(step)
+            judged = langevin_acceptance(posterior, step_size, *pair, batch)
             whole = posterior._replace(loss_fn=lambda p, data: self._dataset_loss(p, data).mean)
-            return Acceptance(judged, langevin_acceptance(whole, run.step_size, *pair, arrays) if with_full else None)
+            return Acceptance(judged, langevin_acceptance(whole, step_size, *pair, arrays) if with_full else None)
 
         pair = (before.sampler.params, after.sampler.params)
         blank = jnp.full(after.first_nonfinite_step.shape, jnp.nan)

@@ -23,11 +23,16 @@ def neighbors(table: xr.Dataset, setting: int, name: str) -> list[int]:
     """Settings with the next lower and the next higher value of one hyperparameter, all others equal.
 
     Args:
-        table: anything with the coordinates of a sweep's settings (and `sampler` where sweeps were joined).
+        table: anything with the coordinates of a sweep's settings (and `sampler` where sweeps were joined). Where it
+            has `step_level`, settings of one level count as having the same step size.
         setting: index of a setting.
         name: n_beta, localization or step_size.
     """
-    others = [other for other in (*HYPERPARAMETERS, "sampler") if other != name and other in table.coords]
+    step = "step_level" if "step_level" in table.coords else "step_size"
+    fixed = (
+        ("n_beta", "localization", "sampler") if name == "step_size" else ("n_beta", "localization", "sampler", step)
+    )
+    others = [other for other in fixed if other != name and other in table.coords]
     alike = np.ones(table.sizes["setting"], bool)
     for other in others:
         alike &= table[other].values == table[other].values[setting]
@@ -38,23 +43,26 @@ def neighbors(table: xr.Dataset, setting: int, name: str) -> list[int]:
 
 
 def llc_difference(
-    one: xr.Dataset, other: xr.Dataset
+    one: xr.Dataset, other: xr.Dataset, *, paired: bool = True
 ) -> tuple[Float[np.ndarray, " checkpoint"], Float[np.ndarray, " checkpoint"]]:
-    """LLC of one setting minus that of another, with its standard error, paired chain by chain.
+    """LLC of one setting minus that of another, with its standard error.
 
-    Chains of the same number share batches and noise, so that their differences lose what is common. With a single
-    chain the two errors are added in squares.
+    Args:
+        one: estimates at one setting.
+        other: estimates at the other.
+        paired: whether chains of the same number share batches and noise, as within a sweep: their differences then
+            lose what is common. Without it, or with a single chain, the two errors are added in squares.
     """
     difference = one["llc"].values - other["llc"].values
     pairs = one["llc_per_chain"].values - other["llc_per_chain"].values
-    if pairs.shape[-1] < 2:
+    if not paired or pairs.shape[-1] < 2:
         return difference, np.hypot(one["llc_stderr"].values, other["llc_stderr"].values)
     return difference, pairs.std(-1, ddof=1) / np.sqrt(pairs.shape[-1])
 
 
-def same_llc(one: xr.Dataset, other: xr.Dataset) -> Bool[np.ndarray, " checkpoint"]:
+def same_llc(one: xr.Dataset, other: xr.Dataset, *, paired: bool = True) -> Bool[np.ndarray, " checkpoint"]:
     """Whether the LLCs of two settings differ by less than 15% or by less than 2 standard errors."""
-    difference, error = llc_difference(one, other)
+    difference, error = llc_difference(one, other, paired=paired)
     scale = np.maximum(np.abs(one["llc"].values), np.abs(other["llc"].values))
     with np.errstate(invalid="ignore"):
         return np.abs(difference) <= np.maximum(SAME_LLC * scale, SAME_STDERR * error)

@@ -172,11 +172,13 @@ def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
 
 def _identity(job: Job, recorded: list[str]) -> str:
     """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
-    free = dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None)
+    free = as_dict(dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None))
+    if not job.config.step_size_decay:
+        free = {name: value for name, value in free.items() if not name.startswith("step_size_decay")}
     data = [array_digest(leaf) for leaf in jax.tree.leaves(job.source.arrays)]
     seed = jax.random.key_data(job.base).tolist()
     mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
-    return fingerprint(as_dict(free), job.bank.fingerprint(), data, seed, mask, recorded)
+    return fingerprint(free, job.bank.fingerprint(), data, seed, mask, recorded)
 
 
 def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:

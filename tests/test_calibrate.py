@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from llcjax.calibrate import calibrate, spread_checkpoints
+from llcjax.calibrate import anchor_losses, calibrate, spread_checkpoints
 from llcjax.checkpoints import CheckpointBank
 from llcjax.cli import main
 from llcjax.config import SweepConfig
@@ -69,10 +69,19 @@ def test_steps_too_large_and_too_small_are_told_apart(result):
 
 
 def test_chains_from_both_sides_meet(result):
-    bracket = result[0].bracket
+    calibration, out = result
+    bracket = calibration.bracket
     assert bracket.closed.all()
-    assert np.all(np.abs(bracket.difference) < 4 * bracket.stderr + 0.05)
-    assert any("agree" in reason for reason in result[0].reasons)
+    assert np.all(np.abs(bracket.difference) < 4 * bracket.stderr)
+    # Both sides have noise of their own: their errors add in squares, and no chain of one is that of the other.
+    prior = xr.open_zarr(next(out.glob("bracket_*")), consolidated=False, chunks=None)
+    anchored = calibration.facts["distance"].isel(setting=calibration.chosen)
+    assert json.loads(prior.attrs["config"])["init"] == "prior"
+    for theirs, ours in zip(prior["distance"].values[0, 0], anchored.values[0], strict=True):
+        assert abs(np.corrcoef(theirs[-1000:], ours[-1000:])[0, 1]) < 0.5
+    error = calibration.table["llc_stderr"].values[:, calibration.chosen]
+    assert np.all(bracket.stderr > error)
+    assert any("agree" in reason for reason in calibration.reasons)
 
 
 def test_acceptance_falls_with_the_step(result):
@@ -113,10 +122,33 @@ def test_bad_configs(bank, configs, words):
 def test_checkpoints_are_spread_over_the_curve():
     steps = np.arange(100)
     loss = np.where(steps < 50, 4.0, 4.0 - 0.05 * (steps - 49))
-    many = CheckpointBank(params=np.zeros((100, 1), np.float32), steps=steps, metrics={"train_loss": loss})
-    chosen = spread_checkpoints(many, chance=4.1)
-    assert len(chosen) == 5 and chosen.steps[-1] == 99 and chosen.steps[0] >= 55
-    assert len(spread_checkpoints(dataclasses.replace(many, metrics={}))) == 5
+    many = CheckpointBank(params=loss[:, None].astype(np.float32), steps=steps)
+    chosen = spread_checkpoints(many, loss, chance=4.1)
+    first_trained = steps[loss < 0.9 * 4.1][0]
+    assert len(chosen) == 5 and chosen.steps[0] == first_trained and chosen.steps[-1] == 99
+    assert np.diff(loss[chosen.steps]).max() < -0.3
+    everything = spread_checkpoints(many, loss)
+    assert len(everything) == 5 and everything.steps[0] == 0
+    broken = np.where(steps == first_trained, np.nan, loss)
+    assert spread_checkpoints(many, broken, chance=4.1).steps[0] == first_trained + 1
+    assert len(spread_checkpoints(many, loss, chance=0.1)) == 5, "nothing is trained: all are looked at"
+
+
+@pytest.mark.parametrize("data", [np.ones((6000, 1), np.float32), lambda key: jnp.ones((3, 1)), None])
+def test_the_losses_of_all_checkpoints_are_looked_at(data):
+    many = CheckpointBank(params=np.array([[1.0], [3.0], [np.nan]], np.float32), steps=np.arange(3))
+    config = SweepConfig(batch_size=None if callable(data) or data is None else 100)
+    found = anchor_losses(lambda w, batch: w[0] ** 2 + 0 * jnp.sum(w), many, data, config)
+    assert found[:2] == pytest.approx([1.0, 9.0]) and np.isnan(found[2])
+
+
+def test_the_paper_grid_looks_at_the_checkpoint_whose_loss_rises_most():
+    """L(w*) of the regression transformer; the rise of its loss is largest at step 2,490 (experiments/regression)."""
+    steps = [0, 984, 1465, 1910, 2181, 2490, 2843, 3707, 7192, 13954, 35353, 116161, 318181, 500000]
+    loss = [4.34, 4.14, 4.116, 4.045, 3.897, 3.644, 3.427, 3.025, 2.336, 2.017, 1.892, 1.84, 1.782, 1.74]
+    bank = CheckpointBank(params=np.zeros((14, 1), np.float32), steps=np.array(steps))
+    chosen = spread_checkpoints(bank, np.array(loss), chance=4.125).steps.tolist()
+    assert chosen[0] == 2490 and chosen[-1] == 500000 and len(chosen) == 5
 
 
 def test_config_file_refuses_what_is_no_config(tmp_path):
@@ -170,6 +202,28 @@ TINY_WORDS = """
 TINY = TINY_WORDS.split()
 
 
+def test_a_second_sampler_and_a_warm_up_through_the_command_line(tmp_path, capsys):
+    words = ["calibrate", "regression", "--out", str(tmp_path), "--no-progress", *TINY, "--checkpoints", "40"]
+    second = ["--second-sampler", "rmsprop_sgld", "--second-step-size", "1e-3", "2e-3"]
+    warm = ["--target-acceptance", "0.9"]
+    main([*words, "--sweep.step-size", "1e-4", "--sweep.localization", "300", "1000", *second, *warm])
+    printed = capsys.readouterr().out
+    assert "no setting is recommended" in printed and "no checkpoint is trained" in printed
+    assert printed.count("MALA would accept 90% of the moves") == 2
+    folder = tmp_path / "calibration"
+    names = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    assert len(names) == 4 and names[0] == "grid_rmsprop_sgld" and names[3] == "warmup_sgld"
+    assert names[1].startswith("grid_sgld_66.67_1000_") and names[2].startswith("grid_sgld_66.67_300_")
+    facts = xr.open_zarr(folder / "grid_rmsprop_sgld", consolidated=False, chunks=None)
+    assert facts["step_size"].values.tolist() == [1e-3, 2e-3] * 2
+    assert facts["localization"].values.tolist() == [300.0, 300.0, 1000.0, 1000.0]
+    page = (folder / "calibration.html").read_text()
+    assert "10 settings at steps 40" in page and "Step-size warm-up" in page and "step size at 90%" in page
+    with pytest.raises(SystemExit):
+        main([*words, "--second-sampler", "sgdl"])
+    assert "sampler='sgdl' is unknown" in capsys.readouterr().err
+
+
 def test_calibrate_through_the_command_line(tmp_path, capsys):
     out = tmp_path / "run"
     grid = ["--sweep.step-size", "1e-4", "3e-4", "--sweep.localization", "300", "1000"]
@@ -186,6 +240,12 @@ def test_calibrate_through_the_command_line(tmp_path, capsys):
     main(["sweep", "regression", "--out", str(out), "--config", str(settings), "--no-progress", *TINY[:-4]])
     facts = xr.open_zarr(out / "sweeps" / "seed_0", consolidated=False, chunks=None)
     assert facts["localization"].values.tolist() == [777.0]
+    capsys.readouterr()
+    main(["report", str(out)])
+    report = (out / "report.html").read_text()
+    assert '<a href="calibration/calibration.html">how the setting was chosen</a>' in report
+    verdict = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("curve: "))
+    assert verdict.split(" - ")[0] in ("curve: good", "curve: mixed", "curve: poor") and "estimates" in verdict
     settings.write_text('{"colour": 3}')
     with pytest.raises(SystemExit) as stopped:
         main(["run", "regression", "--config", str(settings)])

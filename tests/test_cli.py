@@ -171,6 +171,14 @@ def test_help_explains_fields_with_units_and_defaults(capsys):
         assert words in " ".join(text.split())
 
 
+def test_a_dry_run_prints_the_plan_and_stores_nothing(tmp_path, capsys):
+    main(["sweep", "regression", "--dry-run", "--out", str(tmp_path / "none"), "--sweep.num-draws", "2",
+          "--sweep.num-burnin-steps", "0"])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "124 (31 checkpoints" in printed and "predicted time" in printed and "us (measured" in printed
+    assert not (tmp_path / "none").exists()
+
+
 def test_presets_are_valid_json():
     for preset in PRESETS.values():
         assert experiment_from(json.loads(json.dumps(_plain(preset)))) == preset

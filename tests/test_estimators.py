@@ -5,7 +5,7 @@ import xarray as xr
 
 import llcjax
 from llcjax import estimators
-from llcjax.checkpoints import CheckpointBank, bank_of
+from llcjax.checkpoints import bank_of
 from llcjax.config import SweepConfig
 from llcjax.verdicts import VERDICTS
 
@@ -219,10 +219,3 @@ def test_wbic_only_where_it_means_something(one_device):
 def test_excess_loss_says_what_is_missing():
     with pytest.raises(ValueError, match="per_position=True"):
         estimators.excess_loss(made_sweep(noise()), "_position")
-
-
-def test_nan_checkpoint_is_refused_with_its_step():
-    params = np.zeros((2, 3), np.float32)
-    params[1, 0] = np.nan
-    with pytest.raises(ValueError, match="step 7 contain NaN"):
-        llcjax.sweep(lambda w, _: jnp.sum(w**2), CheckpointBank(params=params, steps=np.array([0, 7])), None)

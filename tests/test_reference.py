@@ -361,7 +361,7 @@ def test_local_value_against_the_jacobian():
     for _ in range(60):
         widths, layer_ranks = random_ranks(rng, 4, 6)
         cut = sum(rank < min(pair) for rank, pair in zip(layer_ranks, itertools.pairwise(widths), strict=True))
-        case = reference.deep_linear_case(rng, widths, layer_ranks, flat_spectrum=True)
+        case = reference.deep_linear_case(rng, widths, layer_ranks, aligned=True)
         matrices = [matrix.astype(np.float64) for matrix in as_matrices(case.params)]
         rank = jacobian_rank(matrices)
         assert case.llc >= rank / 2
@@ -375,7 +375,7 @@ def test_numerical_ranks_find_the_pattern_of_teachers_and_of_crossed_layers():
     rng = np.random.default_rng(3)
     for _ in range(20):
         widths, layer_ranks = random_ranks(rng, 4, 7)
-        matrices = as_matrices(reference.deep_linear_case(rng, widths, layer_ranks, flat_spectrum=True).params)
+        matrices = as_matrices(reference.deep_linear_case(rng, widths, layer_ranks, aligned=True).params)
         np.testing.assert_array_equal(numerical_ranks(matrices), generic_ranks(widths, layer_ranks))
     crossed = [np.diag([1.0, 1.0, 0.0]), np.diag([0.0, 0.0, 1.0])]
     assert numerical_ranks(crossed).tolist() == [[3, 2, 0], [0, 3, 1], [0, 0, 3]]
@@ -459,7 +459,7 @@ def test_layers_stay_in_order_beyond_ten():
 @pytest.mark.slow
 def test_sampled_llc_is_the_local_value_at_the_teacher():
     """Widths (10, 10, 10) with W_1 of rank 5: lambda is 50 at the teacher, although 47 is the global value."""
-    case = reference.deep_linear_case(np.random.default_rng(0), (10, 10, 10), (5, 10), flat_spectrum=True)
+    case = reference.deep_linear_case(np.random.default_rng(0), (10, 10, 10), (5, 10), aligned=True)
     task, n_beta = reference.deep_linear_task(case), 1e6
     config = SweepConfig(
         n_beta=n_beta, localization=100.0, step_size=0.05 / (n_beta * 67), num_chains=16, num_draws=20_000,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llcjax import plots, report
+from llcjax.curve_verdict import curve_verdict
 from llcjax.plots import style
 from llcjax.selection import interval
 from tests.report_example import (
@@ -89,8 +90,20 @@ def test_whatever_comes_from_a_file_is_escaped(tmp_path):
     parse(path)
 
 
+def test_the_page_opens_with_the_verdict_on_the_curve_and_links_to_others(tmp_path):
+    links = {"how the setting was chosen": "calibration/calibration.html", "<b>": '"><script>'}
+    path = write_example(tmp_path, links=links)
+    parse(path)
+    page = path.read_text(encoding="utf-8")
+    verdict = curve_verdict(troubled_estimates().isel(setting=0))
+    assert f'<div class="summary {verdict.name}"><p><b>Can I trust it?</b> {verdict.sentence}' in page
+    assert '<a href="calibration/calibration.html">how the setting was chosen</a>' in page
+    assert "<script>" not in page and "See also" not in write_example(tmp_path).read_text(encoding="utf-8")
+
+
 def test_the_summary_answers_in_plain_words():
     lines = dict(report.summary_lines(troubled_estimates(), example_stages()))
+    assert next(iter(lines)) == "Can I trust it?"
     assert lines["What is the curve?"].count("at step") == 3 and "maximum" in lines["What is the curve?"]
     stages = lines["Where are the stages?"]
     assert stages.startswith("5 stages") and "LR2 (type A) up to 40,000" in stages
@@ -98,7 +111,7 @@ def test_the_summary_answers_in_plain_words():
     assert lines["Did the sampler stay local?"].startswith("Not everywhere: at ")
     doubtful = troubled_estimates()
     doubtful["verdict"][5:] = "left_basin"
-    assert "taken at face value, the LLC goes from" in report.summary_lines(doubtful)[0][1]
+    assert "taken at face value, the LLC goes from" in report.summary_lines(doubtful)[1][1]
     local = example_estimates().assign(mean_loss=example_estimates()["init_loss"] + 0.1)
     assert report.summary_lines(local)[3][1].startswith("Yes, by this test: ")
 
@@ -158,6 +171,27 @@ def test_intervals_of_the_estimates_win_over_the_standard_error():
 def test_figures_leave_the_global_state_alone():
     plots.plot_curve(example_estimates(), example_metrics(), example_stages())
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_regimes_share_a_figure_with_colours_for_regimes_and_shapes_for_verdicts():
+    tables = {"published $x$": troubled_estimates(), "local": example_estimates(FEW).isel(setting=0)}
+    figure = plots.plot_regimes(tables, example_metrics())
+    llc, loss = figure.axes
+    (line,) = loss.get_lines()
+    assert line.get_label() == "test loss (right axis)" and len(line.get_xdata()) == len(STEPS)
+    labels = dict(zip(*reversed(llc.get_legend_handles_labels()), strict=True))
+    assert {r"published \$x\$", "local", "left basin (2)", "diverged (1)"} <= set(labels)
+    assert labels["local"].get_color() != labels[r"published \$x\$"].get_color()
+    assert labels["left basin (2)"].get_marker() == "s"
+    shown = [line for line in llc.get_lines() if line.get_marker() == "s" and len(line.get_xdata())]
+    assert [len(line.get_xdata()) for line in shown] == [2]
+    figure.canvas.draw()
+    without = plots.plot_regimes(tables).axes[1].get_lines()[0]
+    assert without.get_label() == "loss at w* (right axis)"
+    with pytest.raises(ValueError, match="has 3 settings"):
+        plots.plot_regimes({"a": example_estimates(FEW, num_settings=3)})
+    with pytest.raises(ValueError, match="has 0 curves"):
+        plots.plot_regimes({})
 
 
 def test_figures_say_what_is_missing():

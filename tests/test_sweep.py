@@ -412,8 +412,8 @@ def test_bad_input_is_refused_before_anything_runs(bank, one_device, tmp_path):
     refused("of equal shape", loss=lambda w, b: (b @ w, jnp.ones(3)))
     refused("batch_size=32 is larger than the 16 examples", config=dataclasses.replace(config, batch_size=32))
     broken = np.array(bank.params)
-    broken[3, 2] = np.nan
-    refused("step 30 contain NaN", bank=CheckpointBank(params=broken, steps=bank.steps))
+    broken[:, 2] = np.nan
+    refused("step 0 contain NaN", bank=CheckpointBank(params=broken, steps=bank.steps))
     refused("num_baseline_batches", data=lambda key: x, config=SweepConfig(baseline="dataset", batch_size=None))
     refused("has no effect", data=lambda key: x)
     refused("needs data as arrays", data=lambda key: x, config=SweepConfig(batch_size=None, eval_every=2))

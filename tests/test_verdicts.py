@@ -8,7 +8,7 @@ import xarray as xr
 import llcjax
 from llcjax.checkpoints import CheckpointBank, bank_of
 from llcjax.config import SweepConfig
-from llcjax.verdicts import loss_copy
+from llcjax.curve_verdict import curve_verdict, loss_copy
 from tests.test_estimators import made_sweep, noise
 
 X = np.random.default_rng(0).normal(size=(256, 4)).astype(np.float32)
@@ -117,13 +117,86 @@ def test_the_papers_published_curve_is_found_out(shared_data):
     assert found.slope == pytest.approx(-66.67, rel=0.01) and found.correlation < -0.999
 
 
-def test_checkpoints_at_chance_share_the_verdict_of_those_whose_draws_they_have():
-    """L(w*) is 4.3 (above chance), 3.0 and 1.9, and every chain sees 4.43: none of them knows its checkpoint."""
+def judged(steps, losses, sampled, verdicts):
+    return curve(steps, losses, sampled).assign(verdict=("checkpoint", np.asarray(verdicts, str)))
+
+
+def test_the_verdict_on_a_whole_curve():
+    steps, losses = np.arange(20) * 10, np.linspace(4.3, 1.8, 20)
+    good = curve_verdict(judged(steps, losses, losses + 0.2, ["ok"] * 20))
+    assert good.name == "good" and good.sentence.startswith("All 20 estimates are ok. No long stretch")
+    doubtful = ["not_minimum"] * 3 + ["ok"] * 2 + ["noisy"] + ["ok"] * 13 + ["left_basin"]
+    mixed = curve_verdict(judged(steps, losses, losses + 0.2, doubtful))
+    assert mixed.name == "mixed" and mixed.sentence.startswith(
+        "15 of 20 estimates are ok (1 noisy, 3 not minimum, 1 left basin), without a gap from step 60 to 180."
+    )
+    half = np.where(np.arange(20) < 10, 4.43, losses + 0.1)
+    part = curve_verdict(judged(steps, losses, half, ["left_basin"] * 10 + ["ok"] * 10))
+    assert part.name == "mixed" and "information beyond the loss from step 100 on only" in part.sentence
+    late = np.where(np.arange(20) < 10, losses + 0.1, 4.43)
+    copied = loss_copy(judged(steps, losses, late, ["ok"] * 20))
+    words = f"From step {copied.start} to {copied.end} the curve carries no information"
+    assert words in curve_verdict(judged(steps, losses, late, ["ok"] * 20)).sentence
+    copy = curve_verdict(judged(steps, losses, np.full(20, 4.43), ["left_basin"] * 20))
+    assert copy.name == "poor" and "The whole curve is the loss turned upside down" in copy.sentence
+    one = curve_verdict(judged(steps[:1], losses[:1], losses[:1] + 0.2, ["ok"]))
+    assert one.sentence.startswith("The estimate is ok")
+
+
+def regime(rows, **options):
+    """Verdicts and sentences of checkpoints given as (step, L(w*), mean sampled loss), with chance at 4.125."""
     parts = []
-    for step, base, sampled in ((0, 4.3, 4.43), (10, 3.0, 4.43), (20, 1.9, 4.43), (30, 4.3, 4.35)):
-        part = made_sweep(noise(mean=sampled - base, sd=0.02), base=base, n_beta=66.67, chance=4.125)
+    for step, base, sampled in rows:
+        part = made_sweep(noise(mean=sampled - base, sd=0.02), base=base, n_beta=66.67, chance=4.125, **options)
         parts.append(part.assign_coords(checkpoint=[step]))
     table = llcjax.estimates(xr.concat(parts, "checkpoint", data_vars="minimal", coords="minimal", compat="override"))
-    assert table["verdict"].values[:, 0].tolist() == ["left_basin", "left_basin", "left_basin", "ok"]
-    assert "whatever the checkpoint" in table["sentence"].values[0, 0]
-    assert "nothing tells whether they stayed local" in table["sentence"].values[3, 0]
+    return table["verdict"].values[:, 0].tolist(), table["sentence"].values[:, 0].tolist()
+
+
+def test_checkpoints_at_chance_share_the_verdict_of_those_whose_draws_they_have():
+    """L(w*) is 4.3 (above chance), 3.0 and 1.9, and every chain sees 4.43: none of them knows its checkpoint."""
+    verdicts, sentences = regime([(0, 4.3, 4.43), (10, 3.0, 4.43), (20, 1.9, 4.43), (30, 4.3, 4.35)])
+    assert verdicts == ["left_basin", "left_basin", "left_basin", "ok"]
+    assert "whatever the checkpoint" in sentences[0] and "forgotten the model" in sentences[1]
+    assert "L(w*) = 4.3 is not below 0.9 of 4.125" in sentences[3]
+    assert "cannot tell whether they stayed local" in sentences[3]
+
+
+# L(w*) and mean sampled loss of the regression transformer (experiments/regression/results), chance 4.125.
+PUBLISHED = [
+    (341, 4.252, 4.425), (984, 4.142, 4.424), (1465, 4.117, 4.424), (1910, 4.047, 4.424), (2181, 3.899, 4.421),
+    (2490, 3.645, 4.417), (7192, 2.336, 4.425), (35353, 1.893, 4.412), (70707, 1.859, 4.269), (116161, 1.841, 3.936),
+]  # fmt: skip
+LOCAL = [
+    (507, 4.200, 4.206), (661, 4.170, 4.195), (984, 4.140, 4.179), (1465, 4.116, 4.162), (1673, 4.097, 4.146),
+    (1910, 4.045, 4.104), (2490, 3.644, 3.765), (7192, 2.336, 2.763), (35353, 1.892, 2.367), (136363, 1.828, 1.930),
+]  # fmt: skip
+
+
+def test_early_checkpoints_of_the_published_regime_left_the_basin():
+    verdicts, sentences = regime(PUBLISHED)
+    assert verdicts == ["left_basin"] * 9 + ["ok"]
+    assert all("whatever the checkpoint" in sentence for sentence in sentences[:4])
+    assert all("forgotten the model" in sentence for sentence in sentences[4:9])
+
+
+def test_chains_that_start_near_chance_and_stay_local_are_not_sent_away():
+    verdicts, sentences = regime(LOCAL)
+    assert verdicts == ["ok"] * 10
+    assert all("cannot tell whether they stayed local" in sentence for sentence in sentences[:6])
+    assert all(sentence.startswith("chains agree, stay local") for sentence in sentences[6:])
+
+
+def test_where_chance_tells_nothing_the_control_of_the_prior_does():
+    part = made_sweep(noise(mean=0.1, sd=0.02), base=4.1, chance=4.125)
+    for prior, expected in ((4.15, "left_basin"), (4.5, "ok")):
+        known = part.assign(prior_loss=(("checkpoint", "setting"), [[prior]]))
+        table = llcjax.estimates(known)
+        assert table["verdict"].item() == expected
+    assert (
+        "localisation prior"
+        in llcjax.estimates(part.assign(prior_loss=known["prior_loss"] * 0 + 4.15))["sentence"].item()
+    )
+    trained = made_sweep(noise(mean=0.1, sd=0.02), base=2.0, chance=4.125)
+    trained = trained.assign(prior_loss=(("checkpoint", "setting"), [[2.05]]))
+    assert llcjax.estimates(trained)["verdict"].item() == "ok", "chance goes before the control"

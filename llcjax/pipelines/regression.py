@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ import jax
 import numpy as np
 import xarray as xr
 
+from llcjax import trees
 from llcjax.calibrate import Calibration, calibrate
 from llcjax.checkpoints import CheckpointBank, check_fits, import_bank, is_bank, load_bank, save_bank
 from llcjax.config import SweepConfig, as_dict, fingerprint
+from llcjax.curve_verdict import loss_copy
 from llcjax.data import DataSource
 from llcjax.estimators import estimates
+from llcjax.forecast import Forecast, forecast
 from llcjax.keys import as_key
 from llcjax.metrics.regression import regression_metrics
 from llcjax.models.icl_transformer import TransformerConfig, icl_transformer
@@ -30,7 +34,6 @@ from llcjax.sweep import check_data, check_finite, sweep
 from llcjax.tasks.regression import RegressionTask, squared_error
 from llcjax.train import TrainConfig, finish_training, train
 from llcjax.types import ApplyFn, InitFn, LossFn
-from llcjax.verdicts import loss_copy
 
 Say = Callable[[str], None]
 
@@ -126,14 +129,15 @@ GRIDS: dict[str, SweepConfig] = {
         per_position=False,
     ),
     # Around n_beta 67, localization 1000, whose chains stay local where those of the published setting do not.
+    # 24 settings x 5 checkpoints x 4 chains x 1,000 steps = 480,000 chain steps.
     "paper": dataclasses.replace(
         PRESETS["paper"].sweep,
-        n_beta=(66.67, 1000.0),
-        localization=(300.0, 1000.0, 3000.0),
-        step_size=(3e-6, 1e-5, 3e-5, 1e-4),
+        n_beta=(66.67, 300.0),
+        localization=(1000.0, 1500.0, 2000.0, 3000.0),
+        step_size=(2.5e-5, 5e-5, 1e-4),
         num_chains=4,
-        num_draws=2000,
-        num_burnin_steps=1000,
+        num_draws=700,
+        num_burnin_steps=300,
         baseline="paired",
         per_position=False,
     ),
@@ -211,13 +215,18 @@ class RegressionRun:
         return results
 
     def calibrate(
-        self, *, checkpoints: Sequence[int] | None = None, second: SweepConfig | None = None
+        self,
+        *,
+        checkpoints: Sequence[int] | None = None,
+        second: SweepConfig | None = None,
+        target_acceptance: float | None = None,
     ) -> tuple[Calibration, Path]:
         """Judges the settings of `experiment.sweep` on the first swept seed, and writes page and recommendation.
 
         Args:
             checkpoints: training steps to look at; None spreads five over the loss curve.
             second: the grid of a second sampler.
+            target_acceptance: MALA acceptance that a warm-up brings SGLD to; None takes its step sizes as given.
 
         Returns:
             The calibration, and the path of its page.
@@ -230,6 +239,7 @@ class RegressionRun:
             [grid for grid in (experiment.sweep, second) if grid is not None],
             checkpoints=checkpoints,
             chance=experiment.task.chance,
+            target_acceptance=target_acceptance,
             out=folder,
             progress=self.progress,
         )
@@ -271,7 +281,9 @@ class RegressionRun:
             notes.append(f"No stages: {error}")
         path = folder / "report.html"
         done = facts["num_draws_done"].values.tolist()
-        identity = fingerprint(facts.attrs["fingerprint"], done, metrics.attrs["fingerprint"], provenance(), notes)
+        links = _calibration_link(self.out, folder)
+        parts = (facts.attrs["fingerprint"], done, metrics.attrs["fingerprint"], provenance(), notes, links)
+        identity = fingerprint(*parts)
         stamp = folder / "report.fingerprint"
         if not (path.exists() and stamp.exists() and stamp.read_text() == identity):
             write_report(
@@ -288,6 +300,7 @@ class RegressionRun:
                 },
                 command=self.command,
                 notes=notes,
+                links=links,
             )
             stamp.write_text(identity)
         return path, stages, table
@@ -316,6 +329,31 @@ def _model(experiment: RegressionExperiment) -> tuple[InitFn, ApplyFn, LossFn]:
     return init, apply, squared_error(apply)
 
 
+def forecast_sweep(experiment: RegressionExperiment, out: Path | str) -> Forecast:
+    """What the sweep of one seed will need; where the checkpoints are not trained yet, untrained ones stand in.
+
+    Raises:
+        ValueError: bad input, as of the sweep itself.
+    """
+    init, _, loss = _model(experiment)
+    trained = Path(out) / "banks" / f"seed_{experiment.sweep_seeds[0]}"
+    if experiment.bank is not None:
+        bank = import_bank(experiment.bank)
+    elif is_bank(trained):
+        bank = load_bank(trained)
+    else:
+        steps = experiment.train.snapshot_steps()
+        bank = CheckpointBank(params=trees.stack([init(as_key(0))] * len(steps)), steps=steps)
+    data = experiment.task.sample(as_key(experiment.data_seed), experiment.num_examples)
+    return forecast(loss, bank, data, experiment.sweep)
+
+
+def _calibration_link(out: Path, folder: Path) -> dict[str, str]:
+    """The page of the calibration in the folder of the run, seen from the folder of a report."""
+    page = out / "calibration" / "calibration.html"
+    return {"how the setting was chosen": os.path.relpath(page, folder)} if page.exists() else {}
+
+
 def _complete(path: Path) -> bool:
     if not is_sweep(path):
         return False
@@ -331,6 +369,7 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
             held = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is broken ({error}); choose another folder or remove this one.") from error
+        held = _completed(held)
         if held != config:
             name = _first_difference(held, config)
             raise ValueError(f"out={folder} holds another config ({name} differs); choose another folder or remove it.")
@@ -339,10 +378,18 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     path.write_text(json.dumps(config, indent=1))
 
 
+def _completed(held: dict[str, Any]) -> dict[str, Any]:
+    """A config of an earlier version with the defaults of fields that came since, which change nothing."""
+    try:
+        return as_dict(experiment_from(held))
+    except (ValueError, AttributeError):
+        return held
+
+
 def _check_but_sweep(folder: Path, config: dict[str, Any]) -> None:
     """Checks that the folder is free, or holds a run of the same task, model and training."""
     if (folder / "config.json").exists():
-        _claim(folder, {**config, "sweep": load_experiment(folder).get("sweep")})
+        _claim(folder, {**config, "sweep": _completed(load_experiment(folder)).get("sweep")})
 
 
 def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
@@ -388,4 +435,12 @@ def experiment_from(config: dict[str, Any]) -> RegressionExperiment:
         raise ValueError(f"the config is of another version of llcjax ({error}); run the experiment again.") from error
 
 
-__all__ = ["GRIDS", "PRESETS", "RegressionExperiment", "RegressionRun", "experiment_from", "load_experiment"]
+__all__ = [
+    "GRIDS",
+    "PRESETS",
+    "RegressionExperiment",
+    "RegressionRun",
+    "experiment_from",
+    "forecast_sweep",
+    "load_experiment",
+]

@@ -12,6 +12,7 @@ from llcjax.plots.calibration import plot_health_maps, plot_llc_maps, plot_sensi
 from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_slope
 from llcjax.plots.health import plot_health, plot_mean_loss
 from llcjax.plots.metrics import plot_metrics
+from llcjax.plots.regimes import plot_regimes
 from llcjax.plots.traces import plot_running_llc, plot_traces
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "plot_mean_loss",
     "plot_metrics",
     "plot_positions",
+    "plot_regimes",
     "plot_running_llc",
     "plot_sensitivity",
     "plot_settings",

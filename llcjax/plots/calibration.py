@@ -155,10 +155,12 @@ def _llc_norm(values: np.ndarray) -> Normalize:
 def _draw_cells(
     axes: Axes, part: xr.Dataset, cells: list[tuple[float, str, str, bool]], colors: Any, norm: Any
 ) -> None:
-    across, up = np.unique(part["step_size"].values), np.unique(part["localization"].values)
-    places = zip(part["step_size"].values, part["localization"].values, cells, strict=True)
-    for step_size, localization, (value, words, hatch, framed) in places:
-        x, y = float(np.searchsorted(across, step_size)), float(np.searchsorted(up, localization))
+    levels, across = _columns(part)
+    up = np.unique(part["localization"].values)
+    for level, localization, (value, words, hatch, framed) in zip(
+        levels, part["localization"].values, cells, strict=True
+    ):
+        x, y = float(level), float(np.searchsorted(up, localization))
         color = colors(norm(value)) if np.isfinite(value) else (0.93, 0.93, 0.93, 1.0)
         corner = (x - 0.5, y - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, facecolor=color, edgecolor="white", hatch=hatch, lw=0.8, zorder=2))
@@ -169,6 +171,15 @@ def _draw_cells(
         axes.text(x, y, words, ha="center", va="center", fontsize=6.5, color=INK if bright else "white", zorder=5,
                   bbox=box)  # fmt: skip
     axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(-0.5, len(up) - 0.5))
-    axes.set_xticks(range(len(across)), [f"{value:.2g}" for value in across], fontsize=7)
+    axes.set_xticks(range(len(across)), across, fontsize=7)
     axes.set_yticks(range(len(up)), [f"{value:.4g}" for value in up], fontsize=7)
     axes.grid(False)
+
+
+def _columns(part: xr.Dataset) -> tuple[np.ndarray, list[str]]:
+    """The column of each setting and the name of each column: a step size, or the range of those of one level."""
+    steps = part["step_size"].values
+    levels = part["step_level"].values if "step_level" in part.coords else np.searchsorted(np.unique(steps), steps)
+    groups = [steps[levels == level] for level in np.unique(levels)]
+    names = [f"{g.min():.2g}" if np.ptp(g) == 0 else f"{g.min():.2g} to\n{g.max():.2g}" for g in groups]
+    return np.searchsorted(np.unique(levels), levels), names

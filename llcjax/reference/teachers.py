@@ -96,7 +96,7 @@ def deep_linear_case(
     layer_ranks: tuple[int, ...],
     *,
     settings: SizeClass = SIZE_CLASSES["1k"],
-    flat_spectrum: bool = False,
+    aligned: bool = False,
 ) -> DeepLinearCase:
     """Draws the matrices of a teacher of given widths and ranks.
 
@@ -105,10 +105,12 @@ def deep_linear_case(
         widths: H_0 (inputs), ..., H_L (outputs).
         layer_ranks: rank of each of the L layers.
         settings: the row of table 1 whose SGLD settings the case carries.
-        flat_spectrum: all kept singular values of a layer are 1, instead of the largest ones of a matrix with
-            N(0, 1 / H_{s-1}) entries. What n_beta resolves are singular values s of partial products well above
-            1 / sqrt(33 n_beta |W|^2); where there are smaller ones, exact expectations fall below the local value,
-            towards the global one. A flat spectrum has fewer of them.
+        aligned: neighboring layers share random orthogonal frames, W_s = Q_{s-1} diag(1, ..., 1, 0, ...) Q_s^T, so that
+            every partial product has singular values 0 and 1 and every curvature is 0 or up to L times 100/3. Otherwise
+            layers are the best approximations of independent matrices with N(0, 1 / H_{s-1}) entries, whose partial
+            products have singular values near 0: below about 1 / sqrt(33 n_beta |W|^2) no posterior resolves them, and
+            exact expectations fall below the local value, towards the global one. Both have the same ranks, and so the
+            same learning coefficients.
 
     Raises:
         ValueError: a layer's rank does not fit its widths.
@@ -121,7 +123,10 @@ def deep_linear_case(
     ranks = generic_ranks(widths, layer_ranks)
     rank, local = int(ranks[0, -1]), local_deep_linear_llc(ranks)
     ends = itertools.pairwise(widths)
-    matrices = [_matrix(rng, pair, kept, flat_spectrum) for pair, kept in zip(ends, layer_ranks, strict=True)]
+    if aligned:
+        matrices = _aligned(rng, widths, layer_ranks)
+    else:
+        matrices = [_gaussian(rng, pair, kept) for pair, kept in zip(ends, layer_ranks, strict=True)]
     return DeepLinearCase(
         widths=widths,
         layer_ranks=layer_ranks,
@@ -137,7 +142,7 @@ def deep_linear_case(
 
 
 def random_deep_linear(
-    rng: np.random.Generator, size_class: str, *, cut_probability: float = 0.5, flat_spectrum: bool = False
+    rng: np.random.Generator, size_class: str, *, cut_probability: float = 0.5, aligned: bool = False
 ) -> DeepLinearCase:
     """Draws depth, widths, ranks and matrices of a teacher of one size class.
 
@@ -150,7 +155,7 @@ def random_deep_linear(
         rng: numpy generator.
         size_class: a key of `SIZE_CLASSES`.
         cut_probability: probability of a random rank, for each layer.
-        flat_spectrum: see `deep_linear_case`.
+        aligned: see `deep_linear_case`.
 
     Raises:
         ValueError: an unknown class.
@@ -168,7 +173,7 @@ def random_deep_linear(
         widths = tuple(int(width) for width in rng.integers(size.width[0], size.width[1] + 1, depth + 1))
     full = [min(pair) for pair in itertools.pairwise(widths)]
     ranks = tuple(int(rng.integers(1, rank + 1)) if rng.random() < cut_probability else rank for rank in full)
-    return deep_linear_case(rng, widths, ranks, settings=size, flat_spectrum=flat_spectrum)
+    return deep_linear_case(rng, widths, ranks, settings=size, aligned=aligned)
 
 
 def deep_linear_task(case: DeepLinearCase, *, noise_std: float = 0.0) -> DeepLinearTask:
@@ -209,15 +214,22 @@ def deep_linear_task(case: DeepLinearCase, *, noise_std: float = 0.0) -> DeepLin
     return DeepLinearTask(loss_fn, sample, population_loss)
 
 
-def _matrix(
-    rng: np.random.Generator, ends: tuple[int, int], rank: int, flat: bool
-) -> Float[np.ndarray, "rows columns"]:
+def _gaussian(rng: np.random.Generator, ends: tuple[int, int], rank: int) -> Float[np.ndarray, "rows columns"]:
     """A random matrix of given shape and rank, float32."""
     matrix = rng.normal(size=ends) / math.sqrt(ends[0])
-    if flat or rank < min(ends):
+    if rank < min(ends):
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
-        matrix = (left[:, :rank] * (1.0 if flat else values[:rank])) @ right[:rank]
+        matrix = (left[:, :rank] * values[:rank]) @ right[:rank]
     return matrix.astype(np.float32)
+
+
+def _aligned(
+    rng: np.random.Generator, widths: tuple[int, ...], layer_ranks: tuple[int, ...]
+) -> list[Float[np.ndarray, "rows columns"]]:
+    """Layers that pass the first axes of random orthogonal frames on, float32."""
+    frames = [np.linalg.qr(rng.normal(size=(width, width)))[0] for width in widths]
+    pairs = zip(itertools.pairwise(frames), layer_ranks, strict=True)
+    return [(before[:, :rank] @ after[:, :rank].T).astype(np.float32) for (before, after), rank in pairs]
 
 
 def _count(widths: tuple[int, ...]) -> int:

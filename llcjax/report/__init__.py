@@ -1,6 +1,6 @@
 """The report of a sweep: one HTML file that works offline, its figures as PNG files, its tables as CSV files.
 
-The page answers three questions in this order: what is the LLC curve, where are the stages, can I trust it?
+The page answers three questions in this order: can I trust the LLC curve, what is it, where are the stages?
 Everything that comes from a file (names, sentences, config, command) is escaped before it enters the page,
 and a content security policy in the page forbids it to load or run anything.
 """
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from llcjax.curve_verdict import curve_verdict
 from llcjax.report.formats import plus_minus
 from llcjax.report.markup import text
 from llcjax.report.page import PAGE, STYLE
 from llcjax.report.sections import SECTIONS, Material
-from llcjax.report.summary import subtitle, summary_lines, trust_level
+from llcjax.report.summary import subtitle, summary_lines
 from llcjax.report.tables import write_tables
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def write_report(
     provenance: Mapping[str, Any],
     command: str,
     notes: Sequence[str] = (),
+    links: Mapping[str, str] | None = None,
     setting: int = 0,
     chance_name: str = "zero predictor",
 ) -> Path:
@@ -54,6 +56,7 @@ def write_report(
         provenance: versions, machine, seeds, dates.
         command: the command line that makes this report again.
         notes: sentences that a reader must know, shown under the summary.
+        links: further pages, as words and a path relative to ``out_dir``; shown under the summary.
         setting: index of the hyperparameter setting that the page shows.
         chance_name: what the predictor is called whose loss is the attribute ``chance`` of ``estimates``.
 
@@ -83,8 +86,8 @@ def write_report(
         title=text(title),
         subtitle=text(subtitle(sweep, curve)),
         summary="".join(f"<p><b>{text(question)}</b> {text(answer)}</p>" for question, answer in answers),
-        trust=trust_level(curve),
-        notes=_notes(notes),
+        trust=curve_verdict(curve).name,
+        notes=_notes(notes) + _links(links or {}),
         contents="".join(f'<a href="#{anchor}">{text(heading)}</a>' for anchor, heading, _ in sections),
         sections="\n".join(
             f'<section id="{anchor}"><h2>{text(heading)}</h2>{body}</section>' for anchor, heading, body in sections
@@ -100,3 +103,8 @@ def write_report(
 def _notes(notes: Sequence[str]) -> str:
     items = "".join(f"<li>{text(note)}</li>" for note in notes)
     return f'<aside class="notes"><b>Notes</b><ul>{items}</ul></aside>' if notes else ""
+
+
+def _links(links: Mapping[str, str]) -> str:
+    items = " ".join(f'<a href="{text(path)}">{text(words)}</a>' for words, path in links.items())
+    return f'<p class="small">See also: {items}</p>' if links else ""

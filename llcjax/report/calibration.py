@@ -16,7 +16,7 @@ from llcjax.report.page import PAGE, STYLE
 from llcjax.selection import severity
 
 if TYPE_CHECKING:
-    from llcjax.calibrate import Bracket, Calibration
+    from llcjax.calibrate import Bracket, Calibration, WarmUp
 
 HEADER = (
     "setting", "n_beta", "localization", "step size", "LLC", "R-hat, most", "acceptance", "rise, most", "verdict",
@@ -65,6 +65,7 @@ def write_calibration(out_dir: Path | str, calibration: Calibration, *, title: s
     sections = (
         ("maps", "LLC over the grid", _llc_maps(folder, calibration)),
         ("health", "Health over the grid", _health_maps(folder, calibration)),
+        ("warmup", "Step-size warm-up", _warmup(calibration.warmup)),
         ("settings", "Every setting", _settings(calibration)),
         ("bracket", "From both sides", _bracket(calibration.bracket)),
         ("making", "Made by", markup.preformatted(command)),
@@ -121,6 +122,26 @@ def _health_maps(folder: Path, calibration: Calibration) -> str:
 def _settings(calibration: Calibration) -> str:
     body = markup.table(HEADER, calibration_rows(calibration), text_columns=(0, 4, 8, 9, 10), verdict_column=8)
     return body + "<p class='small'>* recommended. LLCs are in the order of the steps above.</p>"
+
+
+def _warmup(warmup: WarmUp | None) -> str:
+    """The least acceptance over the checkpoints at each step size that was tried, and the step that was taken."""
+    if warmup is None:
+        return ""
+    least = warmup.acceptance.min("checkpoint")
+    steps = np.unique(least["step_size"].values)
+    rows = [
+        [
+            f"{one.n_beta:.4g}",
+            f"{one.localization:.4g}",
+            *(number(float(value), ".0%") for value in least.values.reshape(-1, len(steps))[index]),
+            f"{one.step_size:.3g}",
+        ]
+        for index, one in enumerate(warmup.found)
+    ]
+    header = ["n_beta", "localization", *(f"{step:.2g}" for step in steps), f"step size at {warmup.target:.0%}"]
+    words = "MALA acceptance of short chains at the hardest checkpoint, by step size, and the step size taken from it."
+    return f"<p>{words}</p>" + markup.table(header, rows)
 
 
 def _bracket(bracket: Bracket | None) -> str:

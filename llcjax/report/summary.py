@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from llcjax.curve_verdict import curve_verdict
 from llcjax.report.formats import plus_minus
-from llcjax.selection import one_setting, setting_label, trusted, verdict_counts
+from llcjax.selection import one_setting, setting_label, trusted
+from llcjax.verdicts import is_trained
 
 if TYPE_CHECKING:
     from llcjax.stages import Stages
@@ -18,17 +20,11 @@ def summary_lines(estimates: xr.Dataset, stages: Stages | None = None, *, settin
     """Return the answers at the top of the page as (question, sentence) pairs in plain text."""
     curve = one_setting(estimates, setting)
     return [
+        ("Can I trust it?", curve_verdict(curve).sentence),
         ("What is the curve?", curve_sentence(curve)),
         ("Where are the stages?", _stage_sentence(stages)),
-        ("Can I trust it?", _trust_sentence(curve)),
         ("Did the sampler stay local?", _basin_sentence(curve)),
     ]
-
-
-def trust_level(curve: xr.Dataset) -> str:
-    """Return "good", "mixed" or "poor" by the share of checkpoints that are ok."""
-    share = verdict_counts(curve).get("ok", 0) / max(curve.sizes["checkpoint"], 1)
-    return "good" if share >= 0.9 else "mixed" if share >= 0.5 else "poor"
 
 
 def subtitle(sweep: xr.Dataset | None, curve: xr.Dataset) -> str:
@@ -75,20 +71,12 @@ def _stage_sentence(stages: Stages | None) -> str:
     return f"{len(parts)} stages, by steps at which they end: {', '.join(parts)}."
 
 
-def _trust_sentence(curve: xr.Dataset) -> str:
-    counts, total = verdict_counts(curve), curve.sizes["checkpoint"]
-    if counts.get("ok") == total:
-        return f"The verdict is ok at all {total} checkpoints." if total > 1 else "The verdict of the checkpoint is ok."
-    others = ", ".join(f"{count} {verdict.replace('_', ' ')}" for verdict, count in counts.items() if verdict != "ok")
-    return f"The verdict is ok at {counts.get('ok', 0)} of {total} checkpoints; the others: {others}."
-
-
 def _basin_sentence(curve: xr.Dataset) -> str:
     chance, name = curve.attrs.get("chance"), curve.attrs.get("chance_name", "zero predictor")
     if chance is None:
         return f"The loss of the {name} is not known, so this cannot be told from the loss."
     drawn, start, name = curve["mean_loss"].values, curve["init_loss"].values, f"{name} (loss {chance:.4g})"
-    learned = np.isfinite(drawn) & (start < 0.9 * float(chance))
+    learned = np.isfinite(drawn) & is_trained(start, float(chance))
     if not learned.any():
         return f"No checkpoint beats the {name} by a tenth, so the question is open."
     away = learned & (drawn >= float(chance))

@@ -5,6 +5,7 @@ import inspect
 from llcjax.samplers.base import BuildSampler, Sampler, SamplerState, StepInfo
 from llcjax.samplers.metropolis import hmc, langevin_acceptance, mala
 from llcjax.samplers.preconditioned import adam_sgld, rmsprop_sgld
+from llcjax.samplers.schedule import DECAYING, step_share
 from llcjax.samplers.sgld import add_prior, from_transform, langevin_step, sgld
 from llcjax.samplers.sgnht import sgnht
 
@@ -29,6 +30,7 @@ def sampler_options(name: str) -> tuple[str, ...]:
 
 
 __all__ = [
+    "DECAYING",
     "FULL_BATCH",
     "SAMPLERS",
     "BuildSampler",
@@ -46,4 +48,5 @@ __all__ = [
     "sampler_options",
     "sgld",
     "sgnht",
+    "step_share",
 ]

@@ -1,0 +1,183 @@
+"""Reduced-rank regression and deep linear networks, whose learning coefficient is a theorem."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from llcjax.config import SweepConfig
+from llcjax.models.deep_linear import product
+from llcjax.reference import DeepLinearCase, deep_linear_case, deep_linear_task, random_deep_linear
+from llcjax.types import Params
+from llcjax.verify.oracles import reduced_rank_expectation
+from llcjax.verify.problem import Answer, Problem, settings
+
+_VARIANCE = 100.0 / 3.0  # of the inputs of llcjax.reference.deep_linear_task
+TOLERANCE = 0.1
+"""Relative distance from the local lambda that is allowed: n_beta and the localisation are finite."""
+
+Ranks = tuple[tuple[int, ...], ...]
+
+
+def small_network_problems(longer: int) -> list[Problem]:
+    """Networks of up to 3,000 parameters, `longer` times as many draws."""
+    draws = 1500 * longer
+    return [
+        _zero_teacher((3, 1, 2), draws),
+        _zero_teacher((5, 2, 4), draws),
+        _teachers((5, 3, 5), ((0, 0), (1, 1), (2, 2), (3, 3)), 1e4, 10.0, draws),
+        _teachers((10, 10, 10), ((5, 10), (5, 5)), 1e5, 100.0, draws),
+        _teachers((10, 10, 10, 10), ((5, 10, 10), (5, 5, 5)), 1e5, 100.0, draws),
+        _random_teacher("1k", 0, longer),
+    ]
+
+
+def class_problems(classes: Sequence[tuple[str, int]]) -> list[Problem]:
+    """Random teachers of the given size classes and seeds, and one of them on minibatches."""
+    return [_minibatches("1k", 0), *(_random_teacher(size_class, seed, 1) for size_class, seed in classes)]
+
+
+def large_network_problems() -> list[Problem]:
+    """For a GPU: up to a million parameters."""
+    return [
+        *class_problems([("10k", 0), ("100k", 0), ("100k", 1)]),
+        _square_teacher(100, (50, 100)),
+        _square_teacher(580, (290, 580, 580)),
+    ]
+
+
+def _flat(params: Params) -> Params:
+    """The matrices as the chain sees them: under "w", so that the teacher's product can stand beside them."""
+    truth = product({name: np.asarray(matrix, np.float64) for name, matrix in params.items()})
+    return {"w": params, "truth": truth.astype(np.float32)}
+
+
+def _population_loss(params: Params, batch: Any) -> Float[Array, ""]:
+    """Expected loss over inputs of variance 100/3, for any shape and teacher."""
+    del batch
+    return _VARIANCE / 2 * jnp.sum(jnp.square(product(params["w"]) - params["truth"]))
+
+
+def _case_name(case: DeepLinearCase) -> str:
+    widths = ",".join(map(str, case.widths))
+    return f"{widths} rank {','.join(map(str, case.layer_ranks))}"
+
+
+def _answer(case: DeepLinearCase, name: str, params: Params) -> Answer:
+    """A teacher judged by the distance from its local lambda."""
+    note = "" if case.llc == case.global_llc.llc else f"global minimum {case.global_llc.llc:g}"
+    return Answer(name=name, params=params, llc=case.llc, tolerance=TOLERANCE, note=note)
+
+
+def _step_size(widths: Sequence[int], n_beta: float, share: float) -> float:
+    """A share of 1 / (largest curvature of U) where all singular values are at most 1."""
+    return share / (n_beta * _VARIANCE * (len(widths) - 1))
+
+
+def _leaps(widths: Sequence[int], share: float) -> int:
+    """Leapfrog steps of a trajectory that takes no curvature 1, 2 or 3 times that of one layer through half a period.
+
+    After a whole number of half periods a direction has the energy that it started with, and would never mix.
+    """
+    return round(7.9 / math.sqrt(share / (len(widths) - 1)))
+
+
+def _zero_teacher(widths: tuple[int, int, int], draws: int) -> Problem:
+    """Rank 0, where the local posterior is an integral over the eigenvalues of a Wishart matrix."""
+    config = settings(
+        "hmc", sampler_options={"num_leapfrog_steps": 20}, n_beta=300.0, localization=10.0, step_size=1e-4,
+        num_burnin_steps=300, num_draws=draws,
+    )  # fmt: skip
+    case = deep_linear_case(np.random.default_rng(0), widths, (0, 0))
+    answer = Answer(
+        name=_case_name(case),
+        params=_flat(case.params),
+        llc=case.llc,
+        expectation=functools.partial(reduced_rank_expectation, widths, _VARIANCE, config),
+    )
+    return Problem(group="reduced rank", name=str(widths), loss_fn=_population_loss, config=config, answers=[answer])
+
+
+def _teachers(widths: tuple[int, ...], ranks: Ranks, n_beta: float, localization: float, draws: int) -> Problem:
+    """Teachers of one shape; layers keep singular values of 1."""
+    group, share = "reduced rank" if len(widths) == 3 else "deep linear", 0.3
+    config = settings(
+        "hmc", sampler_options={"num_leapfrog_steps": _leaps(widths, share)}, n_beta=n_beta, localization=localization,
+        num_chains=8, step_size=_step_size(widths, n_beta, share), num_burnin_steps=500, num_draws=draws,
+    )  # fmt: skip
+    cases = [deep_linear_case(np.random.default_rng(0), widths, rank, aligned=True) for rank in ranks]
+    return Problem(
+        group=group, name=f"{widths} {ranks}", loss_fn=_population_loss, config=config,
+        answers=[_answer(case, _case_name(case), _flat(case.params)) for case in cases],
+    )  # fmt: skip
+
+
+def _random_teacher(size_class: str, seed: int, longer: int) -> Problem:
+    """A teacher of a size class of arXiv 2308.12108, all kept singular values 1."""
+    case = random_deep_linear(np.random.default_rng(seed), size_class, aligned=True)
+    small = size_class in ("1k", "10k")
+    # The curvatures of a 100k teacher may spread over three decades, and the slow directions hold a sixth of lambda.
+    config = _hmc_from_cold(case, longer) if small else _sgld_on_population(case, num_burnin_steps=9000)
+    return _one_teacher(case, f"class {size_class}, teacher {seed}", config)
+
+
+def _square_teacher(width: int, layer_ranks: tuple[int, ...]) -> Problem:
+    """Orthogonal layers and one of lower rank: every curvature is 0 or a small multiple of one, so chains are short.
+
+    (At random teachers of a million parameters 40% to 50% of lambda have less than 1/1,000 of the largest curvature.)
+    """
+    widths = (width,) * (len(layer_ranks) + 1)
+    case = deep_linear_case(np.random.default_rng(0), widths, layer_ranks, aligned=True)
+    return _one_teacher(case, f"{case.num_params:,} parameters", _sgld_on_population(case, num_burnin_steps=1000))
+
+
+def _one_teacher(case: DeepLinearCase, name: str, config: SweepConfig) -> Problem:
+    population_loss = deep_linear_task(case).population_loss
+    return Problem(
+        group="deep linear",
+        name=name,
+        loss_fn=lambda params, batch: population_loss(params["w"], batch),
+        config=config,
+        answers=[_answer(case, name, {"w": case.params})],
+    )
+
+
+def _hmc_from_cold(case: DeepLinearCase, longer: int) -> SweepConfig:
+    """HMC; at the anchor every stiff direction is cold, and steps from there are accepted only if few or small."""
+    n_beta = 1e5
+    return settings(
+        "hmc", sampler_options={"num_leapfrog_steps": 30}, n_beta=n_beta, localization=10.0, num_chains=4,
+        step_size=_step_size(case.widths, n_beta, min(0.3, 10 / case.llc)), num_burnin_steps=200,
+        num_draws=400 * longer, draws_per_chunk=100,
+    )  # fmt: skip
+
+
+def _sgld_on_population(case: DeepLinearCase, num_burnin_steps: int) -> SweepConfig:
+    """SGLD on the population loss, with steps that inflate the stiffest variance by 2.5%."""
+    n_beta = 1e5
+    return settings(
+        "sgld", n_beta=n_beta, localization=10.0, num_chains=4, step_size=_step_size(case.widths, n_beta, 0.1),
+        num_burnin_steps=num_burnin_steps, num_draws=100, num_steps_between_draws=10, draws_per_chunk=100,
+    )  # fmt: skip
+
+
+def _minibatches(size_class: str, seed: int) -> Problem:
+    """Fresh minibatches of 500 at the n_beta of the paper; its step size of 5e-7 would heat the chain by 13%."""
+    case = random_deep_linear(np.random.default_rng(seed), size_class, aligned=True)
+    task = deep_linear_task(case)
+    config = settings(
+        "sgld", n_beta=case.n_beta, localization=10.0, step_size=2e-7, num_chains=4, num_burnin_steps=3000,
+        num_draws=300, num_steps_between_draws=10, draws_per_chunk=100,
+    )  # fmt: skip
+    return Problem(
+        group="deep linear", name=f"{size_class} {seed} minibatches",
+        loss_fn=lambda params, batch: task.loss_fn(params["w"], batch), config=config,
+        data=lambda key: task.sample(key, case.batch_size),
+        answers=[_answer(case, f"class {size_class}, batches of 500", {"w": case.params})],
+    )  # fmt: skip
