@@ -1,0 +1,120 @@
+"""The benchmarks of trust: that they run, and that what they compare against is right."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import llcjax
+from benchmarks import adaptive_bias, coverage, harness, paired_baseline
+from llcjax import reference
+from llcjax.checkpoints import CheckpointBank, save_bank
+from llcjax.config import SweepConfig
+from llcjax.keys import as_key
+from llcjax.models.icl_transformer import icl_transformer
+
+
+def toy_rows(module, out, only):
+    name = module.__name__.removeprefix("benchmarks.")
+    path = harness.run(name, module.measure, ["--toy", "--out", str(out), "--only", only])
+    return json.loads(path.read_text())["rows"]
+
+
+def test_paired_baseline_runs_and_gives_the_same_draws_two_baselines(tmp_path):
+    rows = toy_rows(paired_baseline, tmp_path, "deep_linear")
+    assert [row["n_beta"] for row in rows] == [100, 1000, 10_000]
+    for row in rows:
+        assert row["factor from"] < row["factor"] < row["factor to"]
+        assert row["factor"] == pytest.approx(row["s.d. dataset"] / row["s.d. paired"])
+        assert min(row["step paired (us)"], row["step dataset (us)"]) > 0
+    case = paired_baseline.deep_linear(True)
+    # Every chain is told from the paired sweep what a sweep with the dataset baseline says of it.
+    exact = paired_baseline.dataset_losses(case)
+    facts = llcjax.sweep(case.loss_fn, case.bank, case.data, case.at(100.0))
+    paired, dataset = (trace.mean(-1) for trace in paired_baseline.traces(facts, exact))
+    np.testing.assert_allclose(paired, llcjax.estimates(facts)["llc_per_chain"].values[:, 0], rtol=1e-5)
+    facts = llcjax.sweep(case.loss_fn, case.bank, case.data, case.at(100.0, baseline="dataset"))
+    np.testing.assert_allclose(dataset, llcjax.estimates(facts)["llc_per_chain"].values[:, 0], rtol=1e-3)
+
+
+def test_factor_is_the_ratio_of_standard_deviations():
+    rng = np.random.default_rng(1)
+    paired = rng.normal(size=64)
+    assert paired_baseline.factor(3 * paired, paired) == pytest.approx((3, 3, 3))
+    ratio, low, high = paired_baseline.factor(paired + 2 * rng.normal(size=64), paired)
+    assert low < ratio < high and low < np.sqrt(5) < high
+
+
+def test_notes_count_the_rows_in_which_the_pair_does_not_pay():
+    row = {"factor": 1.1, "factor from": 0.9, "factor to": 1.3, "variance cut a second": 0.9}
+    below = {"factor": 0.8, "factor from": 0.7, "factor to": 0.9, "variance cut a second": 1.2}
+    first, second = paired_baseline.notes([row, below])
+    assert "lies below 1 in 1 of 2 rows, and holds 1 in 1" in first and "in 1 of 2 rows" in second
+
+
+def test_paired_baseline_takes_the_bank_of_the_environment(tmp_path, monkeypatch):
+    small = dataclasses.replace(paired_baseline.PRESETS["paper"], num_examples=64)
+    monkeypatch.setitem(paired_baseline.PRESETS, "paper", small)
+    init, _ = icl_transformer(small.model, small.task.num_tokens, small.task.token_width)
+    params = jax.vmap(init)(jax.random.split(as_key(0), 3))
+    save_bank(CheckpointBank(params=params, steps=np.array([0, 10_000, 499_000])), tmp_path / "bank")
+    monkeypatch.setenv(paired_baseline.BANK, str(tmp_path / "bank"))
+    case = paired_baseline.transformer(False)
+    assert case.model == "transformer, 51,717 parameters" and case.bank.steps.tolist() == [10_000, 499_000]
+    config = case.at(66.67)
+    assert config.num_chains >= 64 and config.localization == (1000.0,) and config.step_size == (5e-5,)
+    assert case.at(300.0).localization[0] / 300 == pytest.approx(config.localization[0] / 66.67)
+
+
+def test_coverage_runs(tmp_path):
+    (row, *_) = rows = toy_rows(coverage, tmp_path, "mala")
+    assert len(rows) == 2 and row["replicates"] == 16
+    for row in rows:
+        assert abs(row["mean estimate"] - row["expected LLC"]) < 5 * row["its error"]
+        assert row["coverage (%)"] >= row["coverage of +- 1.96 errors (%)"] and row["coverage (%)"] > 70
+        assert 0.4 < row["true / stated error"] < 2
+
+
+def test_expectation_on_minibatches_tends_to_that_on_the_full_batch():
+    x = np.random.default_rng(2).normal(size=(50, 3))
+    config = SweepConfig(
+        n_beta=20.0, localization=1.0, step_size=0.02, num_draws=10, num_burnin_steps=2000, batch_size=10**9
+    )
+    exact = reference.quadratic_llc(np.linalg.eigvalsh(2 * x.T @ x / 50), n_beta=20.0, localization=1.0, step_size=0.02)
+    assert coverage.regression_expectation(x, np.ones(50), config) == pytest.approx(exact, rel=1e-6)
+
+
+def test_expectation_on_minibatches_equals_chains_in_numpy():
+    """20,000 chains of 40 steps on batches of 4: the error of their mean is 0.5%."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(30, 2)), rng.normal(size=30)
+    best = np.linalg.lstsq(x, y, rcond=None)[0]
+    config = SweepConfig(n_beta=10.0, localization=1.0, step_size=0.03, num_draws=30, num_burnin_steps=10, batch_size=4)
+    w, llc = np.tile(best, (20_000, 1)), []
+    for _ in range(40):
+        llc.append(10 * np.mean((w @ x.T - y) ** 2 - (best @ x.T - y) ** 2, 1))
+        rows = rng.integers(30, size=(20_000, 4))
+        error = np.einsum("cbi,ci->cb", x[rows], w) - y[rows]
+        gradient = 2 * np.einsum("cb,cbi->ci", error, x[rows]) / 4
+        w = w - 0.015 * (10 * gradient + w - best) + np.sqrt(0.03) * rng.normal(size=w.shape)
+    per_chain = np.mean(llc[10:], 0)
+    z = (per_chain.mean() - coverage.regression_expectation(x, y - x @ best, config)) / (per_chain.std() / np.sqrt(2e4))
+    assert abs(z) < 4, z
+
+
+def test_adaptive_bias_runs_and_agrees_with_numpy(tmp_path):
+    rows = toy_rows(adaptive_bias, tmp_path, "rmsprop_sgld")
+    assert len(rows) == 9 and all(abs(row["z of the difference"]) < 4.5 for row in rows)
+    largest = [row["variance / target"] for row in rows if row["step size"] == 1e-2]
+    assert min(largest) > 1.1
+
+
+def test_friction_at_rest_gives_the_variance_that_the_text_says():
+    """SGNHT in NumPy, diffusion 0.1: 1 - 0.1 / 2 of the target, and a little less, at any step size; 1,024 chains."""
+    hessian, mask = adaptive_bias.gaussians()["isotropic"]
+    case = adaptive_bias.Case("sgnht", {}, hessian, mask, 0)
+    draws = adaptive_bias.recursion(case, adaptive_bias.Counts(chains=1024, draws=8, burnin=500))
+    ratio, error = adaptive_bias.mean_square(draws, np.eye(3) * 42 / 3)
+    assert np.all(error < 0.01) and np.all(np.abs(ratio - 0.945) < 0.04), ratio
