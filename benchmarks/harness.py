@@ -56,6 +56,8 @@ class Measured:
     """Sizes, seeds and hyperparameters that the rows do not state."""
     notes: Sequence[str] = ()
     """Sentences that belong under the table."""
+    details: Sequence[Row] = ()
+    """Rows behind the table, too many to print; they are stored."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def run(name: str, measure: Callable[[Options], Measured], argv: Sequence[str] |
         parser.error("--toy needs --out FOLDER, so that toy figures never replace measured ones")
     options = Options(toy=parsed.toy, out=parsed.out or RESULTS, only=tuple(parsed.only))
     measured = measure(options)
-    path = options.out / f"{name}-{device_name()}.json"
+    # A part of a benchmark never takes the place of the whole.
+    path = options.out / f"{'-'.join([name, *(options.only if not options.toy else ()), device_name()])}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "name": name,
@@ -108,6 +111,7 @@ def run(name: str, measure: Callable[[Options], Measured], argv: Sequence[str] |
         "settings": dict(measured.settings),
         "rows": [dict(row) for row in measured.rows],
         "notes": list(measured.notes),
+        "details": [dict(row) for row in measured.details],
     }
     path.write_text(json.dumps(facts, indent=1) + "\n")
     print(table(measured.rows))

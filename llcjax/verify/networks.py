@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from llcjax.config import SweepConfig
-from llcjax.models.deep_linear import product
+from llcjax.models.deep_linear import as_matrices, product
 from llcjax.reference import DeepLinearCase, deep_linear_case, deep_linear_task, random_deep_linear
 from llcjax.types import Params
 from llcjax.verify.oracles import reduced_rank_expectation
@@ -21,6 +21,11 @@ from llcjax.verify.problem import Answer, Problem, settings
 _VARIANCE = 100.0 / 3.0  # of the inputs of llcjax.reference.deep_linear_task
 TOLERANCE = 0.1
 """Relative distance from the local lambda that is allowed: n_beta and the localisation are finite."""
+
+# Localisations of random teachers. The chains move by 1 / sqrt(localization) in every free direction, and matrices of
+# such entries have norms sqrt(width) times as large: wider networks need a stronger one to stay where lambda is theirs.
+_LOCALIZATIONS = {"1k": 10.0, "10k": 100.0, "100k": 1000.0, "1M": 10_000.0, "10M": 10_000.0}
+_RESOLUTION = 1e4  # n_beta / localization: curvatures well above its inverse count as half a parameter each
 
 Ranks = tuple[tuple[int, ...], ...]
 
@@ -34,25 +39,16 @@ def small_network_problems(longer: int) -> list[Problem]:
         _teachers((5, 3, 5), ((0, 0), (1, 1), (2, 2), (3, 3)), 1e4, 10.0, draws),
         _teachers((10, 10, 10), ((5, 10), (5, 5)), 1e5, 100.0, draws),
         _teachers((10, 10, 10, 10), ((5, 10, 10), (5, 5, 5)), 1e5, 100.0, draws),
-        _random_teacher("1k", 0, longer),
+        random_teacher("1k", 0, longer=longer),
     ]
 
 
-def class_problems(classes: Sequence[tuple[str, int]]) -> list[Problem]:
+def class_problems(teachers: Sequence[tuple[str, int]]) -> list[Problem]:
     """Random teachers of the given size classes and seeds, and one of them on minibatches."""
-    return [_minibatches("1k", 0), *(_random_teacher(size_class, seed, 1) for size_class, seed in classes)]
+    return [_minibatches("1k", 0), *(random_teacher(size_class, seed) for size_class, seed in teachers)]
 
 
-def large_network_problems() -> list[Problem]:
-    """For a GPU: up to a million parameters."""
-    return [
-        *class_problems([("10k", 0), ("100k", 0), ("100k", 1)]),
-        _square_teacher(100, (50, 100)),
-        _square_teacher(580, (290, 580, 580)),
-    ]
-
-
-def _flat(params: Params) -> Params:
+def _with_truth(params: Params) -> Params:
     """The matrices as the chain sees them: under "w", so that the teacher's product can stand beside them."""
     truth = product({name: np.asarray(matrix, np.float64) for name, matrix in params.items()})
     return {"w": params, "truth": truth.astype(np.float32)}
@@ -97,7 +93,7 @@ def _zero_teacher(widths: tuple[int, int, int], draws: int) -> Problem:
     case = deep_linear_case(np.random.default_rng(0), widths, (0, 0))
     answer = Answer(
         name=_case_name(case),
-        params=_flat(case.params),
+        params=_with_truth(case.params),
         llc=case.llc,
         expectation=functools.partial(reduced_rank_expectation, widths, _VARIANCE, config),
     )
@@ -114,57 +110,59 @@ def _teachers(widths: tuple[int, ...], ranks: Ranks, n_beta: float, localization
     cases = [deep_linear_case(np.random.default_rng(0), widths, rank, aligned=True) for rank in ranks]
     return Problem(
         group=group, name=f"{widths} {ranks}", loss_fn=_population_loss, config=config,
-        answers=[_answer(case, _case_name(case), _flat(case.params)) for case in cases],
+        answers=[_answer(case, _case_name(case), _with_truth(case.params)) for case in cases],
     )  # fmt: skip
 
 
-def _random_teacher(size_class: str, seed: int, longer: int) -> Problem:
-    """A teacher of a size class of arXiv 2308.12108, all kept singular values 1."""
-    case = random_deep_linear(np.random.default_rng(seed), size_class, aligned=True)
-    small = size_class in ("1k", "10k")
-    # The curvatures of a 100k teacher may spread over three decades, and the slow directions hold a sixth of lambda.
-    config = _hmc_from_cold(case, longer) if small else _sgld_on_population(case, num_burnin_steps=9000)
-    return _one_teacher(case, f"class {size_class}, teacher {seed}", config)
+def random_teacher(size_class: str, seed: int, *, longer: int = 1, aligned: bool = True) -> Problem:
+    """A teacher of a size class of arXiv 2308.12108 on its population loss, sampled by SGNHT.
 
+    With a friction of 1% a step the chains are nearly Hamiltonian: stiff directions warm up within a few hundred steps,
+    and the free ones, 10,000 times softer, move in a thousand, for which SGLD would need a hundred thousand. Steps of
+    a tenth of 1 / (largest curvature) inflate the stiffest variance by 2.5%.
 
-def _square_teacher(width: int, layer_ranks: tuple[int, ...]) -> Problem:
-    """Orthogonal layers and one of lower rank: every curvature is 0 or a small multiple of one, so chains are short.
-
-    (At random teachers of a million parameters 40% to 50% of lambda have less than 1/1,000 of the largest curvature.)
+    Args:
+        size_class: a key of `llcjax.reference.SIZE_CLASSES`.
+        seed: of the teacher.
+        longer: this many times as many draws.
+        aligned: see `llcjax.reference.deep_linear_case`.
     """
-    widths = (width,) * (len(layer_ranks) + 1)
-    case = deep_linear_case(np.random.default_rng(0), widths, layer_ranks, aligned=True)
-    return _one_teacher(case, f"{case.num_params:,} parameters", _sgld_on_population(case, num_burnin_steps=1000))
-
-
-def _one_teacher(case: DeepLinearCase, name: str, config: SweepConfig) -> Problem:
+    case = random_deep_linear(np.random.default_rng(seed), size_class, aligned=aligned)
     population_loss = deep_linear_task(case).population_loss
+    localization = _LOCALIZATIONS[size_class]
+    n_beta = _RESOLUTION * localization
+    config = settings(
+        "sgnht", sampler_options={"diffusion": 0.01}, n_beta=n_beta, localization=localization, num_chains=4,
+        step_size=0.1 / (n_beta * largest_curvature(case)), num_burnin_steps=2000, num_draws=200 * longer,
+        num_steps_between_draws=10, draws_per_chunk=100,
+    )  # fmt: skip
     return Problem(
         group="deep linear",
-        name=name,
+        name=f"class {size_class}, teacher {seed}{'' if aligned else ', Gaussian'}",
         loss_fn=lambda params, batch: population_loss(params["w"], batch),
         config=config,
-        answers=[_answer(case, name, {"w": case.params})],
+        answers=[_answer(case, f"class {size_class}, teacher {seed}", {"w": case.params})],
     )
 
 
-def _hmc_from_cold(case: DeepLinearCase, longer: int) -> SweepConfig:
-    """HMC; at the anchor every stiff direction is cold, and steps from there are accepted only if few or small."""
-    n_beta = 1e5
-    return settings(
-        "hmc", sampler_options={"num_leapfrog_steps": 30}, n_beta=n_beta, localization=10.0, num_chains=4,
-        step_size=_step_size(case.widths, n_beta, min(0.3, 10 / case.llc)), num_burnin_steps=200,
-        num_draws=400 * longer, draws_per_chunk=100,
-    )  # fmt: skip
+def largest_curvature(case: DeepLinearCase) -> float:
+    """Largest eigenvalue of the Hessian of the population loss at the teacher: of J J^T, J the product's derivative.
 
-
-def _sgld_on_population(case: DeepLinearCase, num_burnin_steps: int) -> SweepConfig:
-    """SGLD on the population loss, with steps that inflate the stiffest variance by 2.5%."""
-    n_beta = 1e5
-    return settings(
-        "sgld", n_beta=n_beta, localization=10.0, num_chains=4, step_size=_step_size(case.widths, n_beta, 0.1),
-        num_burnin_steps=num_burnin_steps, num_draws=100, num_steps_between_draws=10, draws_per_chunk=100,
-    )  # fmt: skip
+    J J^T takes a matrix M of the product's shape to the sum over layers of (A A^T) M (B^T B), A and B the products
+    before and after the layer; its power iteration starts from the product itself.
+    """
+    matrices = [np.asarray(matrix, np.float64) for matrix in as_matrices(case.params)]
+    before, after = [np.eye(case.widths[0])], [np.eye(case.widths[-1])]
+    for first, last in zip(matrices[:-1], matrices[:0:-1], strict=True):
+        before.append(before[-1] @ first)
+        after.insert(0, last @ after[0])
+    pairs = [(left @ left.T, right.T @ right) for left, right in zip(before, after, strict=True)]
+    point, norm, last = before[-1] @ matrices[-1], 1.0, math.inf
+    while abs(norm / last - 1) > 1e-4:
+        point, last = point / np.linalg.norm(point), norm
+        point = sum(left @ point @ right for left, right in pairs)
+        norm = float(np.linalg.norm(point))
+    return _VARIANCE * norm
 
 
 def _minibatches(size_class: str, seed: int) -> Problem:

@@ -9,7 +9,7 @@ import numpy as np
 
 from llcjax.estimators import estimates
 from llcjax.sweep import sweep
-from llcjax.verify.networks import class_problems, large_network_problems, small_network_problems
+from llcjax.verify.networks import class_problems, small_network_problems
 from llcjax.verify.problem import Problem
 from llcjax.verify.rows import Row, Verification
 from llcjax.verify.singular import singular_problems
@@ -66,7 +66,7 @@ def suite_problems(suite: str) -> Sequence[Problem]:
     if suite == "full":
         return [*problems, *class_problems([("1k", 1), ("10k", 0), ("10k", 1)])]
     if suite == "gpu":
-        return [*problems, *large_network_problems()]
+        return [*problems, *class_problems([("10k", 0), ("100k", 0), ("1M", 0)])]
     return problems
 
 
