@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -69,14 +70,15 @@ def apply(params: Params, inputs: Float[Array, "batch inputs"]) -> Float[Array, 
 
 
 def product(params: Params) -> Float[Array, "inputs outputs"]:
-    """The linear map W_1 ... W_L of the whole network.
+    """The linear map W_1 ... W_L of the whole network, multiplied in the cheapest order.
 
     Example:
         >>> product(as_params([2 * np.eye(2), np.ones((2, 1))]))
         array([[2.],
                [2.]])
     """
-    first, *rest = as_matrices(params)
-    for matrix in rest:
-        first = first @ matrix
-    return first
+    matrices = as_matrices(params)
+    if len(matrices) == 1:
+        return matrices[0]
+    numpy = np if all(isinstance(matrix, np.ndarray) for matrix in matrices) else jnp
+    return numpy.linalg.multi_dot(matrices)

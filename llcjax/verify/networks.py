@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from llcjax.config import SweepConfig
 from llcjax.models.deep_linear import as_matrices, product
 from llcjax.reference import DeepLinearCase, deep_linear_case, deep_linear_task, random_deep_linear
 from llcjax.types import Params
@@ -22,9 +21,11 @@ _VARIANCE = 100.0 / 3.0  # of the inputs of llcjax.reference.deep_linear_task
 TOLERANCE = 0.1
 """Relative distance from the local lambda that is allowed: n_beta and the localisation are finite."""
 
-# Localisations of random teachers. The chains move by 1 / sqrt(localization) in every free direction, and matrices of
-# such entries have norms sqrt(width) times as large: wider networks need a stronger one to stay where lambda is theirs.
-_LOCALIZATIONS = {"1k": 10.0, "10k": 100.0, "100k": 1000.0, "1M": 10_000.0, "10M": 10_000.0}
+# Localisations of random teachers. The chains move by up to 1 / sqrt(localization) in every free direction, and
+# matrices of such entries have norms sqrt(width) times as large: wide networks need a stronger one to stay where they
+# started.
+_LOCALIZATIONS = {"1k": 10.0, "10k": 100.0, "100k": 100.0, "1M": 100.0, "10M": 100.0}
+_NUM_STEPS = {"1k": 2000, "10k": 2000, "100k": 1000, "1M": 1000, "10M": 1000}  # of burn-in, and as many of draws
 _RESOLUTION = 1e4  # n_beta / localization: curvatures well above its inverse count as half a parameter each
 
 Ranks = tuple[tuple[int, ...], ...]
@@ -129,12 +130,12 @@ def random_teacher(size_class: str, seed: int, *, longer: int = 1, aligned: bool
     """
     case = random_deep_linear(np.random.default_rng(seed), size_class, aligned=aligned)
     population_loss = deep_linear_task(case).population_loss
-    localization = _LOCALIZATIONS[size_class]
+    localization, steps = _LOCALIZATIONS[size_class], _NUM_STEPS[size_class]
     n_beta = _RESOLUTION * localization
     config = settings(
         "sgnht", sampler_options={"diffusion": 0.01}, n_beta=n_beta, localization=localization, num_chains=4,
-        step_size=0.1 / (n_beta * largest_curvature(case)), num_burnin_steps=2000, num_draws=200 * longer,
-        num_steps_between_draws=10, draws_per_chunk=100,
+        step_size=0.1 / (n_beta * largest_curvature(case)), num_burnin_steps=steps,
+        num_draws=steps // 10 * longer, num_steps_between_draws=10, draws_per_chunk=100,
     )  # fmt: skip
     return Problem(
         group="deep linear",
