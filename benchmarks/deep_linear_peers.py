@@ -24,8 +24,7 @@ from benchmarks.peer import Peer
 from llcjax.checkpoints import bank_of
 from llcjax.config import SweepConfig
 from llcjax.keys import as_key
-from llcjax.reference import DeepLinearCase, deep_linear_task, random_deep_linear
-from llcjax.verify.networks import largest_curvature
+from llcjax.reference import DeepLinearCase, deep_linear_task, largest_curvature, random_deep_linear
 
 METHODS = ("devinterp SGLD", "llcjax SGLD", "llcjax SGNHT, population loss")
 

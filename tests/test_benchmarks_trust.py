@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import llcjax
-from benchmarks import adaptive_bias, coverage, harness, paired_baseline
+from benchmarks import adaptive_bias, coverage, deep_linear, deep_linear_peers, harness, paired_baseline, readme
 from llcjax import reference
 from llcjax.checkpoints import CheckpointBank, save_bank
 from llcjax.config import SweepConfig
@@ -118,3 +118,56 @@ def test_friction_at_rest_gives_the_variance_that_the_text_says():
     draws = adaptive_bias.recursion(case, adaptive_bias.Counts(chains=1024, draws=8, burnin=500))
     ratio, error = adaptive_bias.mean_square(draws, np.eye(3) * 42 / 3)
     assert np.all(error < 0.01) and np.all(np.abs(ratio - 0.945) < 0.04), ratio
+
+
+def test_deep_linear_runs_and_keeps_every_network(tmp_path):
+    path = harness.run("deep_linear", deep_linear.measure, ["--toy", "--out", str(tmp_path), "--only", "1k-aligned"])
+    facts = json.loads(path.read_text())
+    (row,), details = facts["rows"], facts["details"]
+    assert row["networks"] == len(details) == 2 and row["lambda"] == "108 to 336"
+    errors = [abs(one["error (%)"]) for one in details]
+    assert row["largest (%)"] == max(errors) < 20
+    assert details[0]["LLC"] == pytest.approx(108 * (1 + details[0]["error (%)"] / 100))
+
+
+def test_a_part_of_a_benchmark_has_a_file_of_its_own(tmp_path):
+    measured = harness.Measured(title="t", rows=[{"a": 1}], settings={})
+    paths = [
+        harness.run("b", lambda options: measured, ["--out", str(tmp_path), *only]).name
+        for only in ([], ["--only", "x", "y"])
+    ]
+    assert paths == ["b-cpu.json", "b-x-y-cpu.json"]
+
+
+def test_both_libraries_get_the_same_chains_to_run():
+    """The peer's job holds what ours reads from the config; its own process is tested by the benchmark alone."""
+    case = reference.random_deep_linear(np.random.default_rng(0), "1k", aligned=True)
+    config = deep_linear_peers.shared_config(case, toy=False)
+
+    class Echo:
+        def ask(self, **job):
+            self.job = job
+            stored = np.load(job["file"])
+            self.shapes = {name: stored[name].shape for name in stored}
+            return {"llc": 1.0, "seconds": 2.0}
+
+    peer, data = Echo(), (np.zeros((7, case.widths[0])), np.zeros((7, case.widths[-1])))
+    assert deep_linear_peers.theirs(peer, case, data, config, 5) == (1.0, 2.0)
+    setting = config.settings[0]
+    wanted = (setting.step_size, setting.n_beta, setting.localization, 4, 1000, 1000, 500, 5)
+    names = ("step_size", "n_beta", "localization", "num_chains", "num_draws", "num_burnin_steps", "batch_size", "seed")
+    assert tuple(peer.job[name] for name in names) == wanted
+    assert peer.shapes["layer00"] == (34, 28) and peer.shapes["inputs"] == (7, 34) and peer.shapes["targets"] == (7, 8)
+    thermostat = deep_linear_peers.thermostat_config(case, toy=False)
+    assert (thermostat.num_draws, thermostat.num_burnin_steps, thermostat.num_chains) == (1000, 1000, 4)
+
+
+def test_without_the_peer_there_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLCJAX_PEER_PYTHON", raising=False)
+    with pytest.raises(SystemExit, match="skipped: LLCJAX_PEER_PYTHON must name a Python that has torch"):
+        harness.run("deep_linear_peers", deep_linear_peers.measure, ["--toy", "--out", str(tmp_path)])
+
+
+def test_tables_of_the_readme_are_those_of_the_results():
+    text = readme.README.read_text()
+    assert readme.rendered(text) == text, "run `python -m benchmarks.readme`"

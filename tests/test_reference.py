@@ -4,6 +4,7 @@ import itertools
 import math
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -423,6 +424,28 @@ def test_teachers_of_each_class(name):
         assert case.n_beta == pytest.approx(size.num_examples / np.log(size.num_examples))
         different += case.llc > case.global_llc.llc
     assert different > 0 or name == "100k"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_aligned_teachers_have_the_ranks_and_no_small_singular_value(seed):
+    aligned = reference.random_deep_linear(np.random.default_rng(seed), "1k", aligned=True)
+    usual = reference.random_deep_linear(np.random.default_rng(seed), "1k")
+    assert (aligned.widths, aligned.layer_ranks, aligned.llc) == (usual.widths, usual.layer_ranks, usual.llc)
+    matrices = as_matrices(aligned.params)
+    np.testing.assert_array_equal(numerical_ranks(matrices), generic_ranks(aligned.widths, aligned.layer_ranks))
+    for start, end in itertools.combinations(range(len(matrices) + 1), 2):
+        partial = product(as_params([matrix.astype(np.float64) for matrix in matrices[start:end]]))
+        values = np.linalg.svd(partial, compute_uv=False)
+        assert np.all((values < 1e-5) | (abs(values - 1) < 1e-5))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_largest_curvature_is_that_of_the_hessian(aligned):
+    case = reference.deep_linear_case(np.random.default_rng(4), (4, 3, 5, 3), (3, 2, 3), aligned=aligned)
+    flat, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.asarray, case.params))
+    loss = reference.deep_linear_task(case).population_loss
+    hessian = jax.hessian(lambda w: loss(unravel(w), ()))(flat)
+    assert reference.largest_curvature(case) == pytest.approx(float(jnp.linalg.eigvalsh(hessian)[-1]), rel=1e-3)
 
 
 def test_teachers_can_be_drawn_again():

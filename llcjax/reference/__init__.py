@@ -12,6 +12,7 @@ from llcjax.reference.teachers import (
     SizeClass,
     deep_linear_case,
     deep_linear_task,
+    largest_curvature,
     random_deep_linear,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "deep_linear_llc",
     "deep_linear_task",
     "generic_ranks",
+    "largest_curvature",
     "local_deep_linear_llc",
     "monomial_sum_llc",
     "numerical_ranks",

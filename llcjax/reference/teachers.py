@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from llcjax.models.deep_linear import apply, as_params, product
+from llcjax.models.deep_linear import apply, as_matrices, as_params, product
 from llcjax.reference.crossings import LearningCoefficient
 from llcjax.reference.deep_linear import deep_linear_llc
 from llcjax.reference.deep_linear_local import generic_ranks, local_deep_linear_llc
@@ -212,6 +212,26 @@ def deep_linear_task(case: DeepLinearCase, *, noise_std: float = 0.0) -> DeepLin
         return _VARIANCE / 2 * jnp.sum(jnp.square(product(params) - truth)) + noise_std**2 / 2 * case.widths[-1]
 
     return DeepLinearTask(loss_fn, sample, population_loss)
+
+
+def largest_curvature(case: DeepLinearCase) -> float:
+    """Largest eigenvalue of the Hessian of the population loss at the teacher: of J J^T, J the product's derivative.
+
+    J J^T takes a matrix M of the product's shape to the sum over layers of (A A^T) M (B^T B), A and B the products
+    before and after the layer; its power iteration starts from the product itself.
+    """
+    matrices = [np.asarray(matrix, np.float64) for matrix in as_matrices(case.params)]
+    before, after = [np.eye(case.widths[0])], [np.eye(case.widths[-1])]
+    for first, last in zip(matrices[:-1], matrices[:0:-1], strict=True):
+        before.append(before[-1] @ first)
+        after.insert(0, last @ after[0])
+    pairs = [(left @ left.T, right.T @ right) for left, right in zip(before, after, strict=True)]
+    point, norm, last = before[-1] @ matrices[-1], 1.0, math.inf
+    while abs(norm / last - 1) > 1e-4:
+        point, last = point / np.linalg.norm(point), norm
+        point = sum(left @ point @ right for left, right in pairs)
+        norm = float(np.linalg.norm(point))
+    return _VARIANCE * norm
 
 
 def _gaussian(rng: np.random.Generator, ends: tuple[int, int], rank: int) -> Float[np.ndarray, "rows columns"]:

@@ -11,8 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from llcjax.models.deep_linear import as_matrices, product
-from llcjax.reference import DeepLinearCase, deep_linear_case, deep_linear_task, random_deep_linear
+from llcjax.models.deep_linear import product
+from llcjax.reference import (
+    DeepLinearCase,
+    deep_linear_case,
+    deep_linear_task,
+    largest_curvature,
+    random_deep_linear,
+)
 from llcjax.types import Params
 from llcjax.verify.oracles import reduced_rank_expectation
 from llcjax.verify.problem import Answer, Problem, settings
@@ -144,26 +150,6 @@ def random_teacher(size_class: str, seed: int, *, longer: int = 1, aligned: bool
         config=config,
         answers=[_answer(case, f"class {size_class}, teacher {seed}", {"w": case.params})],
     )
-
-
-def largest_curvature(case: DeepLinearCase) -> float:
-    """Largest eigenvalue of the Hessian of the population loss at the teacher: of J J^T, J the product's derivative.
-
-    J J^T takes a matrix M of the product's shape to the sum over layers of (A A^T) M (B^T B), A and B the products
-    before and after the layer; its power iteration starts from the product itself.
-    """
-    matrices = [np.asarray(matrix, np.float64) for matrix in as_matrices(case.params)]
-    before, after = [np.eye(case.widths[0])], [np.eye(case.widths[-1])]
-    for first, last in zip(matrices[:-1], matrices[:0:-1], strict=True):
-        before.append(before[-1] @ first)
-        after.insert(0, last @ after[0])
-    pairs = [(left @ left.T, right.T @ right) for left, right in zip(before, after, strict=True)]
-    point, norm, last = before[-1] @ matrices[-1], 1.0, math.inf
-    while abs(norm / last - 1) > 1e-4:
-        point, last = point / np.linalg.norm(point), norm
-        point = sum(left @ point @ right for left, right in pairs)
-        norm = float(np.linalg.norm(point))
-    return _VARIANCE * norm
 
 
 def _minibatches(size_class: str, seed: int) -> Problem:
