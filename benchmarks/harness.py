@@ -106,7 +106,7 @@ def run(name: str, measure: Callable[[Options], Measured], argv: Sequence[str] |
     facts = {
         "name": name,
         "title": measured.title,
-        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *arguments]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *_what(options)]),
         "provenance": provenance(),
         "settings": dict(measured.settings),
         "rows": [dict(row) for row in measured.rows],
@@ -118,6 +118,11 @@ def run(name: str, measure: Callable[[Options], Measured], argv: Sequence[str] |
     for note in measured.notes:
         print(note)
     return path
+
+
+def _what(options: Options) -> list[str]:
+    """The arguments that change what is measured."""
+    return [*(["--toy"] if options.toy else []), *(["--only", *options.only] if options.only else [])]
 
 
 def device_name() -> str:

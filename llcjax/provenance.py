@@ -12,7 +12,6 @@ import jax
 from llcjax._version import __version__
 
 PACKAGES = (
-    "llcjax",
     "jax",
     "jaxlib",
     "flax",
