@@ -1,4 +1,4 @@
-"""The command line: `llcjax run | train | calibrate | sweep | stages | report | verify`.
+"""The command line: `llcjax run | train | calibrate | sweep | stages | report | verify | bench`.
 
 Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,15 +20,16 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from llcjax import _compat
+from llcjax import _compat, bench
 from llcjax.calibrate import Calibration
-from llcjax.config import SweepConfig
+from llcjax.config import Precision, SweepConfig
 from llcjax.config_file import load_sweep_config
 from llcjax.curve_verdict import curve_verdict
 from llcjax.estimators import estimates
 from llcjax.forecast import Forecast
 from llcjax.interrupt import Interrupted
 from llcjax.pipelines import regression
+from llcjax.provenance import provenance
 from llcjax.report.calibration import HEADER, calibration_rows
 from llcjax.selection import setting_label, verdict_counts
 from llcjax.stages import Stages, find_stages, llc_stages, read_curve
@@ -44,6 +46,7 @@ usage: llcjax COMMAND ...
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
   report DIR          estimates, stages and report of a finished sweep again
   verify              known answers: true value, estimate, error and verdict of every case on this machine
+  bench               chain-steps a second on this machine, against what its arithmetic can do
 
 llcjax COMMAND --help explains every field with its unit and default.
 --preset quick (2 cores, minutes) or --preset paper (one GPU) chooses the defaults of run, train and sweep.
@@ -128,6 +131,24 @@ class _VerifyOptions:
     """A line on standard error after each sweep."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _BenchOptions:
+    """Throughput of SGLD chains, warm."""
+
+    workloads: tuple[str, ...] = ()
+    """toy (340 parameters), mlp (50,890), regression (the paper's transformer, 51,717); none = all."""
+    runs: tuple[int, ...] = ()
+    """Numbers of chains at once; none = those that suit the device."""
+    precision: Precision = "highest"
+    """Of the matrix products."""
+    draws: int = 100
+    """Steps between two visits of the host."""
+    repeats: int = 5
+    """Timed pieces; the median counts."""
+    out: Path | None = None
+    """JSON file for the rows and their provenance."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the command line; ends with `SystemExit` on errors."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -139,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "stages": _stages,
         "report": _report,
         "verify": _verify,
+        "bench": _bench,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(OVERVIEW, end="")
@@ -303,6 +325,33 @@ def _verify(arguments: list[str]) -> None:
         print(f"rows: {options.out.resolve()}")
     if not result.passed:
         raise SystemExit(1)
+
+
+def _bench(arguments: list[str]) -> None:
+    options = _parse(_BenchOptions, arguments, "llcjax bench")
+    if options.out is not None and options.out.is_dir():
+        raise ValueError(f"out={options.out} is a folder; give the name of a file.")
+    if min((options.draws, options.repeats, *options.runs)) < 1:
+        raise ValueError(f"draws={options.draws}, repeats={options.repeats}, runs={options.runs} must be at least 1.")
+    rows = bench.rows(options.workloads, options.runs, precision=options.precision, num_draws=options.draws,
+                      repeats=options.repeats)  # fmt: skip
+    facts = provenance()
+    table = Table(title=f"Throughput on {facts['device']}, jax {facts['jax']}")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name in ("workload", "precision") else "right")
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    Console(width=max(Console().width, 140)).print(table)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"rows": rows, "provenance": facts}, indent=1) + "\n")
+        print(f"rows: {options.out.resolve()}")
+
+
+def _cell(value: float | str | None) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else value
 
 
 def _to_stderr(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from typing import Any
 
@@ -70,7 +71,9 @@ class Forecast:
         return rows
 
 
-def forecast(loss_fn: LossFn, bank: CheckpointBank, data: Any, config: SweepConfig, **options: Any) -> Forecast:
+def forecast(
+    loss_fn: LossFn, bank: CheckpointBank, data: Any, config: SweepConfig, *, repeats: int = 3, **options: Any
+) -> Forecast:
     """Plans a sweep and times a few steps of its first launch; nothing is stored.
 
     Args:
@@ -78,6 +81,7 @@ def forecast(loss_fn: LossFn, bank: CheckpointBank, data: Any, config: SweepConf
         bank: as for `llcjax.sweep`; only the shapes and the number of checkpoints matter.
         data: as for `llcjax.sweep`.
         config: the sweep.
+        repeats: chunks that are timed; the median counts.
         **options: `key`, `mask`, `observe` and `devices` of `llcjax.sweep`.
 
     Raises:
@@ -96,24 +100,24 @@ def forecast(loss_fn: LossFn, bank: CheckpointBank, data: Any, config: SweepConf
         memory_bytes=memory,
         memory_limit=memory_limit(),
         step_flops=job.step_flops(),
-        seconds_per_step=_probe(job, args) / plan.runs_per_launch,
+        seconds_per_step=_probe(job, args, repeats) / plan.runs_per_launch,
         precision=config.precision,
     )
 
 
-def _probe(job: Job, args: tuple[Any, ...]) -> float:
-    """Seconds of one step of a launch, warm."""
+def _probe(job: Job, args: tuple[Any, ...], repeats: int) -> float:
+    """Seconds of one step of a launch, warm: the median of some chunks, short ones where those are long enough."""
     states, *rest = args
     for draws in sorted({min(PROBE_DRAWS, job.draws_per_chunk), job.draws_per_chunk}):
         compiled, times = job.program(draws), []
-        for _ in range(3):
+        for _ in range(1 + repeats):
             start = time.perf_counter()
             states, recorded = compiled.advance(states, *rest)
             jax.block_until_ready((states, recorded))
             times.append(time.perf_counter() - start)
         if min(times[1:]) > SHORT:
             break
-    return min(times[1:]) / (draws * job.config.num_steps_between_draws)
+    return statistics.median(times[1:]) / (draws * job.config.num_steps_between_draws)
 
 
 def _clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ LAYER = {
     "forecast": 9, "reference": 8, "diagnostics": 8, "verdicts": 8, "curve_verdict": 9, "estimators": 9, "metrics": 9,
     "correlation": 7, "curve_csv": 7, "curves": 8, "boundaries": 9, "paper_curve": 9, "selection": 9,
     "estimate": 10, "verify": 10, "stages": 10, "sensitivity": 10, "calibrate": 10, "plots": 11, "report": 12,
-    "pipelines": 13, "cli": 14, "__init__": 15, "__main__": 15,
+    "pipelines": 13, "bench": 14, "cli": 15, "__init__": 16, "__main__": 16,
 }  # fmt: skip
 
 ONLY_IN = {

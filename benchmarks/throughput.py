@@ -1,0 +1,32 @@
+"""Chain-steps a second of SGLD against the number of chains at once: what `llcjax bench` shows, stored.
+
+`--only` takes workloads (`toy`, `mlp`, `regression`). On a GPU each runs in float32, TF32 and bf16 products.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from benchmarks.harness import Measured, Options, run
+from llcjax import bench
+from llcjax.config import Precision
+
+
+def measure(options: Options) -> Measured:
+    """Every workload at every precision that the device tells apart."""
+    cpu = jax.default_backend() == "cpu"
+    precisions: tuple[Precision, ...] = ("highest",) if cpu else ("highest", "tf32", "bf16")
+    names = options.only or (("toy",) if options.toy else tuple(bench.WORKLOADS))
+    size = {"runs": (2, 4), "num_draws": 5, "repeats": 3} if options.toy else {}
+    rows = [row for precision in precisions for row in bench.rows(names, precision=precision, **size)]
+    best = {precision: bench.ceilings(precision) for precision in precisions}
+    notes = [
+        f"A matrix product at precision {name} reaches {one.flops / 1e12:.3g} TFLOP/s here, a pass over memory "
+        f"{one.bandwidth / 1e9:.3g} GB/s."
+        for name, one in best.items()
+    ]
+    return Measured(title="Throughput of SGLD", rows=rows, settings={"examples": bench.NUM_EXAMPLES}, notes=notes)
+
+
+if __name__ == "__main__":
+    run("throughput", measure)

@@ -1,0 +1,218 @@
+"""Throughput of chains on this machine, against what its arithmetic and its memory can do: `llcjax bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from llcjax import _compat
+from llcjax.checkpoints import bank_of
+from llcjax.config import Precision, SweepConfig
+from llcjax.forecast import forecast
+from llcjax.keys import as_key
+from llcjax.models.icl_transformer import icl_transformer
+from llcjax.pipelines.regression import PRESETS
+from llcjax.tasks.regression import squared_error
+from llcjax.trees import num_params
+from llcjax.types import LossFn, Params
+
+NUM_EXAMPLES = 8192
+"""Examples of every workload."""
+
+
+class Workload(NamedTuple):
+    """A model, its data and the batch that a chain step sees."""
+
+    loss_fn: LossFn
+    params: Params
+    data: Any
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """What the first device does at its best, measured."""
+
+    flops: float
+    """Floating-point operations a second of a large matrix product at the precision of the workload."""
+    bandwidth: float
+    """Bytes a second, read and written, of a pass over a large array."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """One workload at one number of chains."""
+
+    workload: str
+    num_params: int
+    runs: int
+    """Chains at once, on all devices."""
+    precision: str
+    seconds: float
+    """Of one step of one chain."""
+    flops: float | None
+    """Floating-point operations of one step of one chain; None where the compiler does not say."""
+    memory_bytes: int
+    """Needed on each device."""
+
+    @property
+    def chain_steps(self) -> float:
+        """Chain steps a second."""
+        return 1 / self.seconds
+
+    def share_of(self, ceilings: Ceilings) -> float | None:
+        """Achieved arithmetic over that of a large matrix product on all devices."""
+        return None if self.flops is None else self.flops / self.seconds / (ceilings.flops * jax.local_device_count())
+
+
+def _perceptron(widths: Sequence[int], batch_size: int) -> Workload:
+    """A classifier with one hidden layer on random data."""
+
+    def loss_fn(params: Params, batch: tuple[Array, Int[Array, " batch"]]) -> Float[Array, " batch"]:
+        inputs, labels = batch
+        hidden = jax.nn.relu(inputs @ params["w0"] + params["b0"])
+        return optax.softmax_cross_entropy_with_integer_labels(hidden @ params["w1"] + params["b1"], labels)
+
+    keys = jax.random.split(as_key(0), 4)
+    params = {
+        f"{name}{layer}": jax.random.normal(keys[layer], shape) / widths[layer] ** 0.5
+        for layer in (0, 1)
+        for name, shape in (("w", (widths[layer], widths[layer + 1])), ("b", (widths[layer + 1],)))
+    }
+    data = (
+        jax.random.normal(keys[2], (NUM_EXAMPLES, widths[0])),
+        jax.random.randint(keys[3], (NUM_EXAMPLES,), 0, widths[-1]),
+    )
+    return Workload(loss_fn, params, data, batch_size)
+
+
+def _regression() -> Workload:
+    """The transformer of arXiv 2402.02364 on in-context linear regression, untrained."""
+    task, model = PRESETS["paper"].task, PRESETS["paper"].model
+    init, apply = icl_transformer(model, task.num_tokens, task.token_width)
+    return Workload(squared_error(apply), init(as_key(0)), task.sample(as_key(1), NUM_EXAMPLES), 1024)
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "toy": lambda: _perceptron((16, 16, 4), 256),
+    "mlp": lambda: _perceptron((784, 64, 10), 1024),
+    "regression": _regression,
+}
+"""340 parameters, where the host is the cost; 50,890, where matrix products are; and 51,717, where attention is."""
+
+
+def default_runs() -> tuple[int, ...]:
+    """Numbers of chains that show the knee of the curve on this device."""
+    return (4, 16, 64) if jax.default_backend() == "cpu" else (8, 32, 128, 512)
+
+
+def throughput(
+    name: str, runs: int, *, precision: Precision = "highest", num_draws: int = 100, repeats: int = 5
+) -> Throughput:
+    """Times SGLD on a workload, warm, as a sweep runs it: batches drawn on the device, losses recorded.
+
+    Args:
+        name: a key of `WORKLOADS`.
+        runs: chains at once.
+        precision: of the matrix products.
+        num_draws: steps of a chunk, between two visits of the host.
+        repeats: chunks that are timed; the median counts.
+
+    Raises:
+        ValueError: an unknown workload.
+
+    Example:
+        >>> throughput("huge", 4)
+        Traceback (most recent call last):
+            ...
+        ValueError: workload='huge' is unknown; choose one of toy, mlp, regression.
+    """
+    if name not in WORKLOADS:
+        raise ValueError(f"workload={name!r} is unknown; choose one of {', '.join(WORKLOADS)}.")
+    work = WORKLOADS[name]()
+    # One number of L(w*) for all draws, so that a step is a gradient and nothing else.
+    config = SweepConfig(
+        n_beta=(10.0,), localization=(100.0,), step_size=(1e-6,), num_chains=runs, num_draws=num_draws,
+        baseline="dataset", batch_size=work.batch_size, precision=precision, runs_per_launch=runs,
+        draws_per_chunk=num_draws,
+    )  # fmt: skip
+    seen = forecast(work.loss_fn, bank_of(work.params), work.data, config, repeats=repeats)
+    return Throughput(
+        workload=name,
+        num_params=num_params(work.params),
+        runs=seen.plan.runs_per_launch,
+        precision=precision,
+        seconds=seen.seconds_per_step,
+        flops=seen.step_flops,
+        memory_bytes=seen.memory_bytes,
+    )
+
+
+def ceilings(precision: Precision = "highest", repeats: int = 5) -> Ceilings:
+    """Measures a large matrix product and a pass over a large array on the first device."""
+    cpu = jax.default_backend() == "cpu"
+    size, length = (1024, 2**25) if cpu else (8192, 2**28)
+    with jax.default_matmul_precision(_compat.matmul_precision(precision)):
+        square = jax.random.normal(as_key(0), (size, size)) / size**0.5
+        product = _median_seconds(jax.jit(lambda a: a @ a), square, repeats)
+    # In place: a new array each time would measure the allocator.
+    array = jnp.zeros(length, jnp.float32)
+    nbytes = array.nbytes
+    add = _median_seconds(jax.jit(lambda a: a + 1, donate_argnums=0), array, repeats)
+    return Ceilings(flops=2 * size**3 / product, bandwidth=2 * nbytes / add)
+
+
+def _median_seconds(call: Callable[[Array], Array], value: Array, repeats: int) -> float:
+    """Seconds of a call on its own result."""
+    value = jax.block_until_ready(call(value))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        value = jax.block_until_ready(call(value))
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def rows(
+    names: Sequence[str] = (),
+    runs: Sequence[int] = (),
+    *,
+    precision: Precision = "highest",
+    num_draws: int = 100,
+    repeats: int = 5,
+) -> list[dict[str, Any]]:
+    """A table of throughputs: what `llcjax bench` prints.
+
+    Args:
+        names: workloads; none = all.
+        runs: numbers of chains; none = those that suit the device.
+        precision: of the matrix products.
+        num_draws: steps of a chunk.
+        repeats: chunks that are timed.
+    """
+    best = ceilings(precision, repeats)
+    found = []
+    for name in names or WORKLOADS:
+        for count in runs or default_runs():
+            one = throughput(name, count, precision=precision, num_draws=num_draws, repeats=repeats)
+            share = one.share_of(best)
+            found.append({
+                "workload": name,
+                "parameters": one.num_params,
+                "chains at once": one.runs,
+                "precision": precision,
+                "chain-steps a second": one.chain_steps,
+                "time a chain step (us)": 1e6 * one.seconds,
+                "TFLOP/s": None if one.flops is None else one.flops / one.seconds / 1e12,
+                "share of a matrix product (%)": None if share is None else 100 * share,
+                "memory (MiB)": one.memory_bytes / 2**20,
+            })  # fmt: skip
+    return found

@@ -1,0 +1,56 @@
+"""Throughput: the numbers belong together, the command prints and stores them, and bad input gets a sentence."""
+
+import json
+
+import pytest
+
+from benchmarks import harness, throughput
+from llcjax import bench, cli
+
+
+def test_a_measurement_counts_what_the_model_does(tmp_path):
+    one = bench.throughput("toy", 8, num_draws=5, repeats=1)
+    assert (one.num_params, one.runs) == (340, 8)
+    # Two layers: forward, and gradients of all weights and of the hidden layer, at 2 operations each.
+    products = 256 * (16 * 16 * 2 + 16 * 4 * 3)
+    assert one.flops == pytest.approx(2 * products, rel=0.15)
+    best = bench.Ceilings(flops=1e9, bandwidth=1e9)
+    assert one.share_of(best) == pytest.approx(one.flops * one.chain_steps / 1e9 / 4)  # four simulated devices
+
+
+@pytest.mark.parametrize("name", bench.WORKLOADS)
+def test_workloads_are_what_they_say(name):
+    work = bench.WORKLOADS[name]()
+    batch = [leaf[: work.batch_size] for leaf in (work.data if isinstance(work.data, tuple) else (work.data,))]
+    assert len(batch[0]) == work.batch_size
+    assert bench.num_params(work.params) == {"toy": 340, "mlp": 50_890, "regression": 51_717}[name]
+
+
+def test_the_command_prints_and_stores(tmp_path, capsys):
+    out = tmp_path / "new" / "bench.json"
+    small = ["--runs", "8", "--draws", "5", "--repeats", "1"]
+    cli.main(["bench", "--workloads", "toy", *small, "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "chains at once" in shown and "toy" in shown and "340" in shown
+    facts = json.loads(out.read_text())
+    (row,) = facts["rows"]
+    assert row["chain-steps a second"] == pytest.approx(1e6 / row["time a chain step (us)"]) and facts["provenance"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--workloads", "huge"], "workload='huge' is unknown"), (["--runs", "0"], "must be at least 1")],
+)
+def test_bad_input_is_one_sentence(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", *arguments])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and words in lines[0]
+
+
+def test_the_benchmark_runs(tmp_path):
+    path = harness.run("throughput", throughput.measure, ["--toy", "--out", str(tmp_path)])
+    facts = json.loads(path.read_text())
+    assert [row["chains at once"] for row in facts["rows"]] == [8, 8]  # at least two on each of four devices
+    assert "TFLOP/s" in facts["notes"][0]
