@@ -8,10 +8,7 @@ Beside them llcjax's SGNHT on the population loss with the same number of chain 
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -55,16 +52,6 @@ def ours(loss_fn: Any, case: DeepLinearCase, data: Any, config: SweepConfig) -> 
     return float(table["llc"].item()), time.perf_counter() - start
 
 
-def theirs(peer: Peer, case: DeepLinearCase, data: Any, config: SweepConfig, seed: int) -> tuple[float, float]:
-    """LLC and seconds of devinterp."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.npz"
-        np.savez(file, **case.params, inputs=data[0], targets=data[1])
-        counts = {name: getattr(config, name) for name in ("batch_size", "num_chains", "num_draws", "num_burnin_steps")}
-        answer = peer.ask(file=str(file), seed=seed, **counts, **dataclasses.asdict(config.settings[0]))
-    return answer["llc"], answer["seconds"]
-
-
 def teacher_rows(peer: Peer, seed: int, toy: bool) -> list[Row]:
     """Three estimates of one teacher."""
     case = random_deep_linear(np.random.default_rng(seed), "1k", aligned=True)
@@ -72,7 +59,7 @@ def teacher_rows(peer: Peer, seed: int, toy: bool) -> list[Row]:
     data = jax.tree.map(np.asarray, task.sample(as_key(seed), 2000 if toy else case.num_examples))
     config, thermostat = shared_config(case, toy), thermostat_config(case, toy)
     found = (
-        theirs(peer, case, data, config, seed),
+        peer.estimate("deep_linear", {**case.params, "inputs": data[0], "targets": data[1]}, config, seed=seed),
         ours(task.loss_fn, case, data, config),
         ours(task.population_loss, case, None, thermostat),
     )

@@ -7,11 +7,18 @@ The environment variable `LLCJAX_PEER_PYTHON` names a Python that has torch and 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from llcjax.config import SweepConfig
 
 PYTHON = "LLCJAX_PEER_PYTHON"
 
@@ -43,6 +50,26 @@ class Peer:
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return self._read()
+
+    def estimate(
+        self, model: str, arrays: Mapping[str, Any], config: SweepConfig, *, seed: int, sliced: bool = True
+    ) -> tuple[float, float]:
+        """LLC and seconds of the peer on a network, with the numbers of one of our own configurations.
+
+        Args:
+            model: what the worker calls it.
+            arrays: its parameters, and `inputs` and `targets`.
+            config: one setting of SGLD.
+            seed: of the peer's chains.
+            sliced: whether batches are sliced from memory instead of collated by torch's DataLoader.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "network.npz"
+            np.savez(file, **arrays)
+            names = ("batch_size", "num_chains", "num_draws", "num_burnin_steps")
+            numbers = {name: getattr(config, name) for name in names} | dataclasses.asdict(config.settings[0])
+            answer = self.ask(model=model, file=str(file), seed=seed, sliced=sliced, **numbers)
+        return answer["llc"], answer["seconds"]
 
     def close(self) -> None:
         """Ends the worker."""

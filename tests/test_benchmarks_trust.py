@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import llcjax
-from benchmarks import adaptive_bias, coverage, deep_linear, deep_linear_peers, harness, paired_baseline, readme
+from benchmarks import adaptive_bias, coverage, deep_linear, deep_linear_peers, harness, paired_baseline, peers, readme
+from benchmarks.peer import Peer
 from llcjax import reference
 from llcjax.checkpoints import CheckpointBank, save_bank
 from llcjax.config import SweepConfig
@@ -139,25 +140,25 @@ def test_a_part_of_a_benchmark_has_a_file_of_its_own(tmp_path):
     assert paths == ["b-cpu.json", "b-x-y-cpu.json"]
 
 
-def test_both_libraries_get_the_same_chains_to_run():
-    """The peer's job holds what ours reads from the config; its own process is tested by the benchmark alone."""
+def test_the_peer_gets_the_chains_that_ours_runs(monkeypatch):
+    """The job holds what our side reads from the config; the worker itself needs torch, which is no dependency."""
     case = reference.random_deep_linear(np.random.default_rng(0), "1k", aligned=True)
-    config = deep_linear_peers.shared_config(case, toy=False)
+    config, asked = deep_linear_peers.shared_config(case, toy=False), {}
 
-    class Echo:
-        def ask(self, **job):
-            self.job = job
-            stored = np.load(job["file"])
-            self.shapes = {name: stored[name].shape for name in stored}
-            return {"llc": 1.0, "seconds": 2.0}
+    def ask(self, **job):
+        stored = np.load(job["file"])
+        asked.update(job, shapes={name: stored[name].shape for name in stored})
+        return {"llc": 1.0, "seconds": 2.0}
 
-    peer, data = Echo(), (np.zeros((7, case.widths[0])), np.zeros((7, case.widths[-1])))
-    assert deep_linear_peers.theirs(peer, case, data, config, 5) == (1.0, 2.0)
+    monkeypatch.setattr(Peer, "ask", ask)
+    arrays = {**case.params, "inputs": np.zeros((7, 34)), "targets": np.zeros((7, 8))}
+    assert Peer.__new__(Peer).estimate("deep_linear", arrays, config, seed=5) == (1.0, 2.0)
     setting = config.settings[0]
-    wanted = (setting.step_size, setting.n_beta, setting.localization, 4, 1000, 1000, 500, 5)
-    names = ("step_size", "n_beta", "localization", "num_chains", "num_draws", "num_burnin_steps", "batch_size", "seed")
-    assert tuple(peer.job[name] for name in names) == wanted
-    assert peer.shapes["layer00"] == (34, 28) and peer.shapes["inputs"] == (7, 34) and peer.shapes["targets"] == (7, 8)
+    wanted = (setting.step_size, setting.n_beta, setting.localization, 4, 1000, 1000, 500, 5, "deep_linear", True)
+    names = ("step_size", "n_beta", "localization", "num_chains", "num_draws", "num_burnin_steps", "batch_size", "seed",
+             "model", "sliced")  # fmt: skip
+    assert tuple(asked[name] for name in names) == wanted
+    assert asked["shapes"]["layer00"] == (34, 28) and asked["shapes"]["targets"] == (7, 8)
     thermostat = deep_linear_peers.thermostat_config(case, toy=False)
     assert (thermostat.num_draws, thermostat.num_burnin_steps, thermostat.num_chains) == (1000, 1000, 4)
 
@@ -166,6 +167,8 @@ def test_without_the_peer_there_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.delenv("LLCJAX_PEER_PYTHON", raising=False)
     with pytest.raises(SystemExit, match="skipped: LLCJAX_PEER_PYTHON must name a Python that has torch"):
         harness.run("deep_linear_peers", deep_linear_peers.measure, ["--toy", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="skipped"):
+        harness.run("peers", peers.measure, ["--toy", "--out", str(tmp_path)])
 
 
 def test_tables_of_the_readme_are_those_of_the_results():
