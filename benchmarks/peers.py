@@ -2,8 +2,8 @@
 
 devinterp 1.3.2 runs its documented call in a process and environment of its own (`benchmarks/peer.py`), once with a
 loader that slices tensors in memory and once with torch's DataLoader, as its documentation has it. llcjax runs a sweep
-of the same model, data, batch size, chains and draws, with L(w*) evaluated once as devinterp does.
-Every time is that of a whole call; before the first, both sides make a short one, which loads and compiles what they need.
+of the same model, data, batch size, chains and draws, with L(w*) evaluated once as devinterp does. Every time is that
+of a whole call; before the first, both sides make a short one, which loads and compiles what they need.
 """
 
 from __future__ import annotations

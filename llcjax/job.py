@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -63,8 +64,9 @@ class Job:
     def step_flops(self) -> float | None:
         """Floating-point operations of one step of one chain, as the compiler counts them; None where it cannot."""
         config = self.config
+        count = functools.partial(loss_flops, self.loss_fn, paired=config.baseline == "paired")
         batch = example_batch(self.source, config.batch_size)
-        return loss_flops(self.loss_fn, self.bank.checkpoint(0), batch, paired=config.baseline == "paired")
+        return self.program().known("flops", count, self.bank.checkpoint(0), batch)
 
     def program(self, draws_per_chunk: int | None = None) -> Program:
         """The compiled program, of chunks of a given length or of the sweep's own."""

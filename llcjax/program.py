@@ -108,6 +108,7 @@ class Program:
         self.spec = spec
         self.mesh = mesh
         self._compiled: dict[Any, jax.stages.Compiled] = {}
+        self._known: dict[Any, Any] = {}
         self.init_fn = jax.jit(_compat.shard_runs(self.start_runs, mesh, (SAME, RUN, SAME), RUN))
         stream_spec = RUN if spec.own_streams else SAME
         in_specs = (RUN, SAME, RUN, SAME, stream_spec, SAME, SAME)
@@ -142,9 +143,15 @@ class Program:
         with self._precision():
             return self.loss_fn(params, arrays)
 
+    def known(self, name: str, find: Callable[..., Any], *args: Any) -> Any:
+        """What depends on the shapes of some arguments alone, such as counts and other shapes, found once."""
+        key = (name, _shapes(args))
+        if key not in self._known:
+            self._known[key] = find(*args)
+        return self._known[key]
+
     def _compile(self, name: str, function: Any, *args: Any) -> jax.stages.Compiled:
-        avals = jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), args)
-        key = (name, str(avals))
+        key = (name, _shapes(args))
         if key not in self._compiled:
             with self._precision():
                 self._compiled[key] = function.lower(*args).compile()
@@ -283,6 +290,10 @@ class Program:
 
     def _dataset_loss(self, params: Params, arrays: Any) -> Loss:
         return dataset_loss(self.spec.loss_fn, params, arrays, self.spec.batch_size)
+
+
+def _shapes(args: Any) -> str:
+    return str(jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), args))
 
 
 @functools.lru_cache(maxsize=64)

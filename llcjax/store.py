@@ -53,6 +53,7 @@ class SweepStore:
     def __init__(self, group: zarr.Group, path: Path | None) -> None:
         self.group = group
         self.path = path
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     @classmethod
     def create(
@@ -100,6 +101,7 @@ class SweepStore:
         values = np.asarray(values)
         # What a crash leaves unwritten reads as NaN, not as 0.
         fill = float("nan") if np.issubdtype(values.dtype, np.floating) else None
+        self._arrays.pop(name, None)
         array = self.group.create_array(name, data=values, dimension_names=dims, overwrite=True, fill_value=fill)
         if name in LONG_NAMES:
             array.attrs["long_name"] = LONG_NAMES[name]
@@ -132,9 +134,12 @@ class SweepStore:
         return np.asarray(self._array(name)[...])
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        found = self.group[name]
-        assert isinstance(found, zarr.Array)
-        return found
+        """The array, looked up once: a lookup reads its metadata, and every chunk writes to several."""
+        if name not in self._arrays:
+            found = self.group[name]
+            assert isinstance(found, zarr.Array)
+            self._arrays[name] = found
+        return self._arrays[name]
 
     def open(self) -> xr.Dataset:
         """The store as a dataset; loaded where it lives in memory, lazy where it lies on disk."""

@@ -263,6 +263,9 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
     """Shapes of a tiny chunk, traced and not computed."""
     tiny = job.program(1)
     anchors, runs, roots = launch_inputs(job, np.zeros(1, np.int64), 2)
-    states = jax.eval_shape(tiny.start_runs, anchors, runs, job.mask)
-    inputs = (states, anchors, runs, job.mask, roots, job.source.arrays, jnp.int32(0))
-    return jax.eval_shape(tiny.advance_runs, *inputs)[1]
+
+    def traced(anchors: Params, runs: Any, mask: Params | None, *rest: Any) -> Recorded:
+        states = jax.eval_shape(tiny.start_runs, anchors, runs, mask)
+        return jax.eval_shape(tiny.advance_runs, states, anchors, runs, mask, *rest)[1]
+
+    return tiny.known("recorded", traced, anchors, runs, job.mask, roots, job.source.arrays, jnp.int32(0))

@@ -1,10 +1,11 @@
 """Throughput: the numbers belong together, the command prints and stores them, and bad input gets a sentence."""
 
 import json
+import math
 
 import pytest
 
-from benchmarks import harness, throughput
+from benchmarks import checkpoints, compile_time, efficiency, harness, prng, throughput
 from llcjax import bench, cli
 
 
@@ -54,3 +55,19 @@ def test_the_benchmark_runs(tmp_path):
     facts = json.loads(path.read_text())
     assert [row["chains at once"] for row in facts["rows"]] == [8, 8]  # at least two on each of four devices
     assert "TFLOP/s" in facts["notes"][0]
+
+
+@pytest.mark.parametrize("module", [prng, compile_time, checkpoints, efficiency], ids=lambda module: module.__name__)
+def test_every_benchmark_runs_at_toy_size(module, tmp_path):
+    name = module.__name__.removeprefix("benchmarks.")
+    rows = json.loads(harness.run(name, module.measure, ["--toy", "--out", str(tmp_path)]).read_text())["rows"]
+    assert rows
+    for row in rows:
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert numbers and all(math.isfinite(value) for value in numbers)
+
+
+def test_the_generator_of_the_library_does_not_depend_on_the_batch(tmp_path):
+    rows = json.loads(harness.run("prng", prng.measure, ["--toy", "--out", str(tmp_path)]).read_text())["rows"]
+    (ours,) = [row for row in rows if row["llcjax uses it"]]
+    assert ours["generator"] == "threefry2x32" and ours["same alone and in a batch"] == "yes"

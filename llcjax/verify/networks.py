@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +27,22 @@ _VARIANCE = 100.0 / 3.0  # of the inputs of llcjax.reference.deep_linear_task
 TOLERANCE = 0.1
 """Relative distance from the local lambda that is allowed: n_beta and the localisation are finite."""
 
-# Localisations of random teachers. The chains move by up to 1 / sqrt(localization) in every free direction, and
-# matrices of such entries have norms sqrt(width) times as large: wide networks need a stronger one to stay where they
-# started.
-_LOCALIZATIONS = {"1k": 10.0, "10k": 100.0, "100k": 100.0, "1M": 100.0, "10M": 100.0}
-_NUM_STEPS = {"1k": 2000, "10k": 2000, "100k": 1000, "1M": 1000, "10M": 1000}  # of burn-in, and as many of draws
+
+class _Chains(NamedTuple):
+    """How the random teachers of a class are sampled."""
+
+    localization: float
+    """The chains move by up to 1 / sqrt(localization) in every free direction, and matrices of such entries have norms
+    sqrt(width) times as large: wide networks need a stronger one to stay where they started."""
+    num_chains: int
+    num_steps: int
+    """Of burn-in, and as many of draws."""
+
+
+_CHAINS = {
+    "1k": _Chains(10.0, 4, 2000), "10k": _Chains(100.0, 4, 2000), "100k": _Chains(100.0, 4, 1000),
+    "1M": _Chains(100.0, 2, 1000), "10M": _Chains(100.0, 2, 1000),
+}  # fmt: skip
 _RESOLUTION = 1e4  # n_beta / localization: curvatures well above its inverse count as half a parameter each
 
 Ranks = tuple[tuple[int, ...], ...]
@@ -136,12 +147,12 @@ def random_teacher(size_class: str, seed: int, *, longer: int = 1, aligned: bool
     """
     case = random_deep_linear(np.random.default_rng(seed), size_class, aligned=aligned)
     population_loss = deep_linear_task(case).population_loss
-    localization, steps = _LOCALIZATIONS[size_class], _NUM_STEPS[size_class]
+    localization, num_chains, steps = _CHAINS[size_class]
     n_beta = _RESOLUTION * localization
     config = settings(
-        "sgnht", sampler_options={"diffusion": 0.01}, n_beta=n_beta, localization=localization, num_chains=4,
-        step_size=0.1 / (n_beta * largest_curvature(case)), num_burnin_steps=steps,
-        num_draws=steps // 10 * longer, num_steps_between_draws=10, draws_per_chunk=100,
+        "sgnht", sampler_options={"diffusion": 0.01}, n_beta=n_beta, localization=localization, num_chains=num_chains,
+        step_size=0.1 / (n_beta * largest_curvature(case)), num_burnin_steps=steps, num_draws=steps // 10 * longer,
+        num_steps_between_draws=10, draws_per_chunk=100,
     )  # fmt: skip
     return Problem(
         group="deep linear",
