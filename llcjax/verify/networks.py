@@ -136,8 +136,8 @@ def random_teacher(size_class: str, seed: int, *, longer: int = 1, aligned: bool
     """A teacher of a size class of arXiv 2308.12108 on its population loss, sampled by SGNHT.
 
     With a friction of 1% a step the chains are nearly Hamiltonian: stiff directions warm up within a few hundred steps,
-    and the free ones, 10,000 times softer, move in a thousand, for which SGLD would need a hundred thousand. Steps of
-    a tenth of 1 / (largest curvature) inflate the stiffest variance by 2.5%.
+    and free ones diffuse 2 / friction = 200 times as fast as under SGLD of the same step size. Steps of a tenth of
+    1 / (largest curvature) inflate the stiffest variance by 2.5%.
 
     Args:
         size_class: a key of `llcjax.reference.SIZE_CLASSES`.
