@@ -2,10 +2,10 @@
 
 Teachers are those of `llcjax.reference.random_deep_linear` (widths, depths and rank cuts of arXiv 2308.12108, table 1),
 seeds 0, 1, 2, ... without exception. The truth is lambda at the teacher, which is Aoyagi's lambda or a little more.
-Chains are those of `llcjax verify`: SGNHT on the exact population loss, 4 chains (2 from class 1M on), 1,000 steps of
-burn-in (2,000 up to class 10k) and as many of draws, of which every tenth is recorded. `aligned` teachers have layers
-whose axes meet, so that the posterior resolves every direction; `Gaussian` ones are the usual random matrices, whose
-products have singular values near 0.
+Chains are those of `llcjax verify`: SGNHT on the exact population loss, 4 chains, 1,000 to 4,000 steps of burn-in (by
+class) and as many of draws, of which every tenth is recorded. `aligned` teachers have layers whose axes meet, so that
+the posterior resolves every direction; `Gaussian` ones are the usual random matrices, whose products have singular
+values near 0.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class _Chains(NamedTuple):
 
 _CHAINS = {
     "1k": _Chains(10.0, 4, 2000), "10k": _Chains(100.0, 4, 2000), "100k": _Chains(100.0, 4, 1000),
-    "1M": _Chains(100.0, 2, 1000), "10M": _Chains(100.0, 2, 1000),
+    "1M": _Chains(100.0, 4, 4000), "10M": _Chains(100.0, 4, 2000),
 }  # fmt: skip
 _RESOLUTION = 1e4  # n_beta / localization: curvatures well above its inverse count as half a parameter each
 
