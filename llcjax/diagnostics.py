@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import xarray as xr
 from arviz_stats.base import array_stats
@@ -75,7 +77,15 @@ def geometry(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
     Returns:
         `distance` at the end (mean over the last tenth of the draws) and `farthest`; `distance_scale`, the
         localisation's own sqrt(num_params / localization); `distance_growth` from the middle to the end (sqrt(2) for
-        free diffusion); the norms of a step's parts, `gradient_step`, `localization_step` and `noise_step`.
+        free diffusion); the norms of a step's parts, `gradient_step`, `localization_step` and `noise_step`; and
+        for SGLD `heating`, what the first step size and the noise of the batches add to the LLC,
+
+            step_size * n_beta^2 / 8 * E|gradient of the mean loss on a batch|^2.
+
+        Why: at rest E|w - w*|^2 does not change over a step w - step_size/2 F + sqrt(step_size) xi, so that
+        E[(w - w*) . F] = num_params + step_size/4 E|F|^2, where the posterior itself has num_params alone (the virial
+        theorem); and where the loss is quadratic and holds the chain, the LLC is half of that inner product. Exact
+        there up to localization / (n_beta * curvature). Where w* is no minimum it is an upper bound.
     """
     distance = sweep["distance"].isel(draw=kept).transpose(*DIMS).values.astype(np.float64)
     draws = distance.shape[-1]
@@ -96,6 +106,8 @@ def geometry(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
         if "gradient_norm" in sweep:
             norm = sweep["gradient_norm"].isel(draw=kept).transpose(*DIMS).values
             facts["gradient_step"] = step_size / 2 * n_beta * _finite_mean(norm)
+            if json.loads(str(sweep.attrs.get("config", "{}"))).get("sampler") == "sgld":
+                facts["heating"] = step_size * n_beta**2 / 8 * _finite_mean(np.square(norm, dtype=np.float64))
     return facts
 
 

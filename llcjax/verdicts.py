@@ -20,6 +20,8 @@ NOISE_LIMIT = 0.2
 """Standard error that is tolerated, as a share of max(|LLC|, 1)."""
 DISCRETISATION_LIMIT = 0.05
 """step_size * localization / 4 is the relative bias of the variance in flat directions."""
+HEATING_LIMIT = 0.25
+"""What step size and noise of the batches may add to the LLC, as a share of max(|LLC|, 1)."""
 EXPLOSION = 5.0
 """Distances beyond this multiple of the localisation's own scale are a divergence."""
 SAME_LOSS = 0.01
@@ -65,6 +67,7 @@ def judge(sweep: xr.Dataset, estimate: xr.Dataset) -> tuple[np.ndarray, np.ndarr
     kept = sweep["draw"].values >= estimate.attrs.get("num_burnin_steps", 0)
     fixed = {
         "exact": float(config.get("sampler") in FULL_BATCH),
+        "heating": np.nan,
         "mean_share": float(shares.mean()),
         "kept_share": float(shares[kept].mean()),
         "num_chains": sweep.sizes["chain"],
@@ -151,6 +154,13 @@ def _judge_precision(value: Mapping[Any, float]) -> Verdict:
     if bias > DISCRETISATION_LIMIT and not value["exact"]:
         lower = f"lower step_size={value['step_size']:g}."
         return Verdict("biased", f"the discrete step inflates variances by about {bias:.0%}; {lower}")
+    heating = value["heating"] * value["kept_share"]
+    if heating > HEATING_LIMIT * max(abs(value["llc"]), 1.0):
+        return Verdict(
+            "biased",
+            f"step size and noise of the batches add up to {heating:.3g} to the LLC; take a larger batch_size or lower "
+            f"step_size={value['step_size']:g}.",
+        )
     if value["llc_stderr"] > NOISE_LIMIT * max(abs(value["llc"]), 1.0):
         error = f"the standard error is {value['llc_stderr']:.2g}"
         return Verdict("noisy", f"{error}; take more chains or draws, or a larger batch.")

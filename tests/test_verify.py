@@ -205,7 +205,7 @@ NAMES = ["quadratic masked", "quadratic minibatches", "monomial as the peers 2"]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_problems_for_real(quick, name):
     for found in solve(quick[name]):
-        assert found.passed and found.verdict in ("ok", "stuck") and found.z is not None
+        assert found.passed and found.verdict in ("ok", "stuck", "biased") and found.z is not None
         assert found.stderr < 0.1 * found.llc
 
 
