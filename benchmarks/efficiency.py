@@ -55,6 +55,7 @@ def row(name: str, toy: bool) -> Row:
         "LLC": llc,
         "lambda": case.llc,
         "error against lambda (%)": 100 * (llc / case.llc - 1),
+        "LLC less heating": llc - float(table["heating"]) if "heating" in table else None,
         "verdict": str(table["verdict"].item()),
         "s.d. of a chain of 1,000 draws": spread,
         "effective draws a second": float(table["ess_bulk"]) / (config.num_chains * config.num_draws * step),
