@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import shlex
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 
 import jax
 
-from llcjax.provenance import provenance
+from llcjax.provenance import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -102,18 +101,16 @@ def run(name: str, measure: Callable[[Options], Measured], argv: Sequence[str] |
     measured = measure(options)
     # A part of a benchmark never takes the place of the whole.
     path = options.out / f"{'-'.join([name, *(options.only if not options.toy else ()), device_name()])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "name": name,
         "title": measured.title,
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *_what(options)]),
-        "provenance": provenance(),
         "settings": dict(measured.settings),
         "rows": [dict(row) for row in measured.rows],
         "notes": list(measured.notes),
         "details": [dict(row) for row in measured.details],
     }
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(facts, path)
     print(table(measured.rows))
     for note in measured.notes:
         print(note)

@@ -18,8 +18,8 @@ def measure(options: Options) -> Measured:
     precisions: tuple[Precision, ...] = ("highest",) if cpu else ("highest", "tf32", "bf16")
     names = options.only or (("toy",) if options.toy else tuple(bench.WORKLOADS))
     size = {"runs": (2, 4), "num_draws": 5, "repeats": 3} if options.toy else {}
-    rows = [row for precision in precisions for row in bench.rows(names, precision=precision, **size)]
     best = {precision: bench.ceilings(precision) for precision in precisions}
+    rows = [row for name, one in best.items() for row in bench.rows(one, names, precision=name, **size)]
     notes = [
         f"A matrix product at precision {name} reaches {one.flops / 1e12:.3g} TFLOP/s here, a pass over memory "
         f"{one.bandwidth / 1e9:.3g} GB/s."

@@ -114,6 +114,17 @@ def default_runs() -> tuple[int, ...]:
     return (4, 16, 64) if jax.default_backend() == "cpu" else (8, 32, 128, 512)
 
 
+def check_workloads(names: Sequence[str]) -> None:
+    """Refuses names that are no workload.
+
+    Raises:
+        ValueError: the sentence names those that there are.
+    """
+    for name in names:
+        if name not in WORKLOADS:
+            raise ValueError(f"workload={name!r} is unknown; choose one of {', '.join(WORKLOADS)}.")
+
+
 def throughput(
     name: str, runs: int, *, precision: Precision = "highest", num_draws: int = 100, repeats: int = 5
 ) -> Throughput:
@@ -135,8 +146,7 @@ def throughput(
             ...
         ValueError: workload='huge' is unknown; choose one of toy, mlp, regression.
     """
-    if name not in WORKLOADS:
-        raise ValueError(f"workload={name!r} is unknown; choose one of {', '.join(WORKLOADS)}.")
+    check_workloads([name])
     work = WORKLOADS[name]()
     # One number of L(w*) for all draws, so that a step is a gradient and nothing else.
     config = SweepConfig(
@@ -182,6 +192,7 @@ def _median_seconds(call: Callable[[Array], Array], value: Array, repeats: int) 
 
 
 def rows(
+    best: Ceilings,
     names: Sequence[str] = (),
     runs: Sequence[int] = (),
     *,
@@ -192,13 +203,13 @@ def rows(
     """A table of throughputs: what `llcjax bench` prints.
 
     Args:
+        best: what the device does at that precision.
         names: workloads; none = all.
         runs: numbers of chains; none = those that suit the device.
         precision: of the matrix products.
         num_draws: steps of a chunk.
         repeats: chunks that are timed.
     """
-    best = ceilings(precision, repeats)
     found = []
     for name in names or WORKLOADS:
         for count in runs or default_runs():

@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import xarray as xr
@@ -29,12 +28,12 @@ from llcjax.estimators import estimates
 from llcjax.forecast import Forecast
 from llcjax.interrupt import Interrupted
 from llcjax.pipelines import regression
-from llcjax.provenance import provenance
+from llcjax.provenance import provenance, write_json
 from llcjax.report.calibration import HEADER, calibration_rows
 from llcjax.selection import setting_label, verdict_counts
 from llcjax.stages import Stages, find_stages, llc_stages, read_curve
 from llcjax.store import open_sweep
-from llcjax.verify import print_verification, verify, write_json
+from llcjax.verify import print_verification, verify
 
 OVERVIEW = """\
 usage: llcjax COMMAND ...
@@ -316,24 +315,23 @@ def _report(arguments: list[str]) -> None:
 
 def _verify(arguments: list[str]) -> None:
     options = _parse(_VerifyOptions, arguments, "llcjax verify")
-    if options.out is not None and options.out.is_dir():
-        raise ValueError(f"out={options.out} is a folder; give the name of a file.")
+    _check_file(options.out)
     result = verify(options.suite, report=_to_stderr if options.progress else None)
     print_verification(result)
     if options.out is not None:
-        write_json(result, options.out)
-        print(f"rows: {options.out.resolve()}")
+        _write_rows(result.as_dict(), options.out)
     if not result.passed:
         raise SystemExit(1)
 
 
 def _bench(arguments: list[str]) -> None:
     options = _parse(_BenchOptions, arguments, "llcjax bench")
-    if options.out is not None and options.out.is_dir():
-        raise ValueError(f"out={options.out} is a folder; give the name of a file.")
+    _check_file(options.out)
     if min((options.draws, options.repeats, *options.runs)) < 1:
         raise ValueError(f"draws={options.draws}, repeats={options.repeats}, runs={options.runs} must be at least 1.")
-    rows = bench.rows(options.workloads, options.runs, precision=options.precision, num_draws=options.draws,
+    bench.check_workloads(options.workloads)
+    best = bench.ceilings(options.precision, options.repeats)
+    rows = bench.rows(best, options.workloads, options.runs, precision=options.precision, num_draws=options.draws,
                       repeats=options.repeats)  # fmt: skip
     facts = provenance()
     table = Table(title=f"Throughput on {facts['device']}, jax {facts['jax']}")
@@ -343,9 +341,17 @@ def _bench(arguments: list[str]) -> None:
         table.add_row(*map(_cell, row.values()))
     Console(width=max(Console().width, 140)).print(table)
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"rows": rows, "provenance": facts}, indent=1) + "\n")
-        print(f"rows: {options.out.resolve()}")
+        _write_rows({"rows": rows}, options.out)
+
+
+def _check_file(path: Path | None) -> None:
+    if path is not None and path.is_dir():
+        raise ValueError(f"out={path} is a folder; give the name of a file.")
+
+
+def _write_rows(facts: dict[str, Any], path: Path) -> None:
+    write_json(facts, path)
+    print(f"rows: {path.resolve()}")
 
 
 def _cell(value: float | str | None) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -33,6 +36,12 @@ def provenance() -> dict[str, str]:
     facts["system"] = f"{platform.system()} {platform.machine()}"
     revision = git_revision()
     return {**facts, "git_revision": revision} if revision else facts
+
+
+def write_json(facts: Mapping[str, Any], path: Path) -> None:
+    """Writes facts with their provenance, making the folder where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "provenance": provenance()}, indent=1) + "\n")
 
 
 def git_revision() -> str | None:

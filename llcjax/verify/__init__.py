@@ -5,6 +5,6 @@ This is what tells on a new machine whether an installation can be trusted: `llc
 
 from llcjax.verify.rows import Row, Verification
 from llcjax.verify.run import SUITES, verify
-from llcjax.verify.table import print_verification, write_json
+from llcjax.verify.table import print_verification
 
-__all__ = ["SUITES", "Row", "Verification", "print_verification", "verify", "write_json"]
+__all__ = ["SUITES", "Row", "Verification", "print_verification", "verify"]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from llcjax.provenance import provenance
 from llcjax.verify.rows import Row, Verification
 
 _WIDE = 172  # columns that the table needs; narrower, its numbers would be cut
@@ -69,9 +66,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
-
-
-def write_json(result: Verification, path: Path) -> None:
-    """Writes rows and provenance."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**result.as_dict(), "provenance": provenance()}, indent=1) + "\n")
