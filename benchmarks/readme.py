@@ -1,6 +1,7 @@
 """Puts the tables of `benchmarks/results/*.json` into benchmarks/README.md: `python -m benchmarks.readme`.
 
-A table stands between `<!-- table: FILE -->` and `<!-- end -->`, where FILE is the result's name without `.json`.
+A table stands between `<!-- table: FILE -->` and `<!-- end -->`, where FILE is the result's name without `.json`; with
+`notes:` in the place of `table:` only the sentences under it do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from benchmarks.harness import RESULTS, table
 
 README = Path(__file__).parent / "README.md"
-_PLACE = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- (?P<what>table|notes): (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rendered(text: str, results: Path = RESULTS) -> str:
@@ -27,14 +28,15 @@ def rendered(text: str, results: Path = RESULTS) -> str:
         raise ValueError(
             f"tables without results: {sorted(places - files)}; results without a table: {sorted(files - places)}."
         )
-    return _PLACE.sub(lambda match: match[1] + _section(results / f"{match['name']}.json") + match[3], text)
+    return _PLACE.sub(lambda match: match[1] + _section(results / f"{match['name']}.json", match["what"]) + match[4], text)
 
 
-def _section(path: Path) -> str:
+def _section(path: Path, what: str) -> str:
     facts = json.loads(path.read_text())
     source = facts["provenance"]
     origin = f"`{facts['command']}`, {source['device']}, jax {source['jax']}, llcjax {source['llcjax']}"
-    lines = [f"**{facts['title']}**", "", table(facts["rows"]), "", *(f"{note}  " for note in facts["notes"])]
+    shown = [table(facts["rows"]), ""] if what == "table" else []
+    lines = [f"**{facts['title']}**", "", *shown, *(f"{note}  " for note in facts["notes"])]
     return "\n".join([*lines, "", f"<sub>{origin}</sub>", ""])
 
 
