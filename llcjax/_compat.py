@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 REFUSED_JAX = {
@@ -74,6 +76,11 @@ def run_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 def shard_runs(function: Callable, mesh: Mesh, in_specs: object, out_specs: object) -> Callable:
     """`jax.shard_map` without the varying-manual-axes check, which rejects scans over replicated carries."""
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def any_process(flag: bool) -> bool:
+    """Waits until every process is here, and says whether the flag is up in one of them."""
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def enable_compilation_cache() -> None:

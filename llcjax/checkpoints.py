@@ -152,8 +152,19 @@ def load_bank(path: Path | str) -> CheckpointBank:
 
 def save_tree(tree: Any, path: Path) -> None:
     """Saves one pytree of arrays as an orbax checkpoint, replacing what is there."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), tree, force=True)
+    with ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=_alone()), multiprocessing_options=_alone()
+    ) as checkpointer:
+        # As numpy arrays: those of jax that live in one of several processes are refused.
+        checkpointer.save(Path(path).absolute(), args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)), force=True)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Keeps orbax from waiting for other processes: each reads for itself, and only one writes."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
 
 
 def restore_tree(path: Path) -> Any:
@@ -164,10 +175,11 @@ def restore_tree(path: Path) -> Any:
     """
     path = Path(path).absolute()
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+        with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
             shapes = checkpointer.metadata(path).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-            return checkpointer.restore(path, restore_args=as_numpy)
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # orbax raises a different type for each way in which a folder can be broken
         raise ValueError(f"{path} is no readable orbax checkpoint ({type(error).__name__}: {error}).") from error
 

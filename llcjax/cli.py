@@ -19,7 +19,7 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from llcjax import _compat, bench
+from llcjax import _compat, bench, processes
 from llcjax.calibrate import Calibration
 from llcjax.config import Precision, SweepConfig
 from llcjax.config_file import load_sweep_config
@@ -72,7 +72,16 @@ class _ExperimentOptions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _SweepOptions(_ExperimentOptions):
+class _SharedOptions(_ExperimentOptions):
+    """An experiment whose sweep several processes may share."""
+
+    distributed: bool = False
+    """Joins other processes, started by srun or named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+    each sweeps its part of the checkpoints into the same folder. On by itself in a step of srun with several tasks."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _SweepOptions(_SharedOptions):
     """A sweep of an experiment."""
 
     dry_run: bool = False
@@ -168,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if command not in commands:
             raise ValueError(f"command={command!r} is unknown; choose one of {', '.join(commands)}.")
+        # Before anything asks for a device.
+        if command in ("run", "sweep") and ("--distributed" in rest or processes.launched_by_slurm()):
+            processes.join()
         _compat.enable_compilation_cache()
         commands[command](rest)
     except (ValueError, RuntimeError, OSError) as error:
@@ -203,7 +215,7 @@ def _shell(arguments: Sequence[str]) -> str:
 def _experiment(command: str, arguments: list[str]) -> None:
     name, rest = _experiment_name(arguments)
     preset = _preset(name, rest)
-    kind = _SweepOptions if command == "sweep" else _ExperimentOptions
+    kind = {"sweep": _SweepOptions, "run": _SharedOptions}.get(command, _ExperimentOptions)
     default = kind(config=_with_settings(EXPERIMENTS[name][preset], rest), preset=preset)
     options = _parse(kind, rest, f"llcjax {command} {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
@@ -216,10 +228,11 @@ def _experiment(command: str, arguments: list[str]) -> None:
         run.banks()
     elif command == "sweep":
         for facts in run.sweeps().values():
-            _print_verdicts(estimates(facts))
+            if processes.is_first():
+                _print_verdicts(estimates(facts))
     else:
         run.sweeps()
-        _print_reports(run)
+        processes.first_alone(lambda: _print_reports(run))
 
 
 def _experiment_name(arguments: list[str]) -> tuple[str, list[str]]:

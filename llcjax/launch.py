@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llcjax import processes
 from llcjax.interrupt import Interrupted, StopRequest
 from llcjax.job import Job, launch_args
 from llcjax.plan import Plan, make_plan, most_runs
@@ -26,12 +27,15 @@ def run_job(
     save_every_seconds: float,
     progress: bool,
 ) -> None:
-    """Runs what is missing, launch by launch."""
-    writer = Writer(job, store, None)
+    """Runs what is missing of this process's part, launch by launch."""
+    part = processes.own_part(job.num_groups)
+    if len(part) < job.num_groups and not store.may_be_shared:
+        raise ValueError(f"{store.path} was begun by an earlier llcjax; finish it with one process, or sweep again.")
+    writer = Writer(job, store, part)
     chains = job.config.num_chains
-    total = job.num_groups * chains * job.num_recorded
+    total = len(part) * chains * job.num_recorded
     with (
-        SweepProgress(total, int(writer.done.sum()) * chains, enabled=progress) as bar,
+        SweepProgress(total, writer.draws_done * chains, enabled=progress and processes.is_first()) as bar,
         StopRequest() as stop,
     ):
 
@@ -43,7 +47,7 @@ def run_job(
         writer.on_chunk = report
         plan = None
         try:
-            while (missing := np.flatnonzero(writer.done < job.num_recorded)).size:
+            while (missing := part[writer.done[part] < job.num_recorded]).size:
                 plan = plan or plan_launches(job, missing)
                 try:
                     for launch in _launches(job, store, plan, missing, writer.done):
@@ -52,7 +56,6 @@ def run_job(
                     plan = _narrower(plan, job, error)
                     # A launch that was saved is as wide as the one that did not fit.
                     store.drop_state()
-            store.drop_state()
         finally:
             writer.finish()
 
@@ -144,8 +147,8 @@ class Launch:
             writer.write(self.groups, pending)
         if self.draws_done >= self.total:
             self.store.drop_state()
-        if stop.requested and not (writer.done >= self.total).all():
-            raise Interrupted(f"the sweep stopped at {int(writer.done.sum()) / (writer.done.size * self.total):.0%}")
+        if stop.requested and not writer.complete:
+            raise Interrupted(f"the sweep stopped at {writer.draws_done / (len(writer.part) * self.total):.0%}")
 
     def _next_chunk(self) -> Chunk:
         """Starts the next chunk; its arrays arrive while the host does other things."""

@@ -6,10 +6,12 @@ group is written after its draws, so what lies beyond it is redone and never tru
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import jax
 import numpy as np
 import xarray as xr
 import zarr
@@ -83,7 +85,7 @@ class SweepStore:
         """Moves a complete draft to its place at once, so that a crash while making it leaves nothing behind."""
         if self.path is None:
             return self
-        self.drop_state()
+        self.drop_states()
         _draft(self.path).replace(self.path)
         return SweepStore.reopen(self.path)
 
@@ -147,8 +149,14 @@ class SweepStore:
 
     @property
     def resume_file(self) -> Path | None:
-        """Where the state of the launch in flight is kept: beside the store, which holds only zarr."""
-        return None if self.path is None else self.path.with_name(self.path.name + ".resume.npz")
+        """Where this process keeps the state of its launch in flight: beside the store, which holds only zarr."""
+        index = jax.process_index()
+        return None if self.path is None else self.path.with_name(f"{self.path.name}.resume{index or ''}.npz")
+
+    @property
+    def may_be_shared(self) -> bool:
+        """Whether several processes may write at once; earlier versions counted the draws of all in one file."""
+        return self._array("num_draws_done").chunks == (1, 1)
 
     @property
     def wall_seconds(self) -> float:
@@ -185,6 +193,12 @@ class SweepStore:
         """Forgets the state of a launch that is complete."""
         if self.resume_file is not None:
             self.resume_file.unlink(missing_ok=True)
+
+    def drop_states(self) -> None:
+        """Forgets the states of all processes, also of more than there are now."""
+        if self.path is not None:
+            for file in self.path.parent.glob(f"{glob.escape(self.path.name)}.resume*.npz"):
+                file.unlink(missing_ok=True)
 
 
 def _draft(path: Path) -> Path:

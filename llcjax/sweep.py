@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from llcjax import _compat, keys, trees
+from llcjax import _compat, keys, processes, trees
 from llcjax.baseline import write_init_losses, write_prior_losses
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig, array_digest, as_dict, fingerprint
@@ -58,7 +58,8 @@ def sweep(
         data: arrays with a leading example axis, a function `(key) -> batch`, or None for a loss without data.
         config: hyperparameters and counts.
         out: folder of the store. An unfinished sweep of the same config there is resumed, a finished one is
-            returned. None keeps the store in memory.
+            returned. None keeps the store in memory. Several processes (`jax.distributed`) that call this with one
+            folder share the sweep, and each returns the whole of it.
         key: base key; None takes `config.seed`.
         mask: pytree of booleans, each broadcastable to its parameters: True is sampled, False stays at the checkpoint.
         observe: any function of the parameters to record at each draw (an array or a dict of arrays).
@@ -77,11 +78,26 @@ def sweep(
         Interrupted: Ctrl-C; what was drawn is in the store and the same call goes on.
     """
     job = make_job(loss_fn, bank, data, config or SweepConfig(), key=key, mask=mask, observe=observe, devices=devices)
-    store = _open_or_create(job, out, chance, attrs)
+    if out is None:
+        if jax.process_count() > 1:
+            raise ValueError(f"out=None, but {jax.process_count()} processes need a folder that they share; give out.")
+        store = _prepared(job, None, chance, attrs)
+        run_job(job, store, on_chunk, save_every_seconds, progress)
+        return store.open()
+    path = Path(out)
+    processes.first_alone(lambda: _prepared(job, path, chance, attrs))
+    store = SweepStore.reopen(path)
+    processes.together(lambda: run_job(job, store, on_chunk, save_every_seconds, progress))
+    processes.first_alone(store.drop_states)
+    return open_sweep(path)
+
+
+def _prepared(job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
+    """The store, with all that is not sampled."""
+    store = _open_or_create(job, path, chance, attrs)
     write_init_losses(job, store)
     write_prior_losses(job, store)
-    run_job(job, store, on_chunk, save_every_seconds, progress)
-    return store.open() if out is None else open_sweep(out)
+    return store
 
 
 def make_job(
@@ -181,8 +197,7 @@ def _identity(job: Job, recorded: list[str]) -> str:
     return fingerprint(free, job.bank.fingerprint(), data, seed, mask, recorded)
 
 
-def _open_or_create(job: Job, out: Path | str | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
-    path = None if out is None else Path(out)
+def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
     arrays = named_arrays(_one_chunk_of_two_runs(job))
     identity = _identity(job, list(arrays))
     if path is not None and is_sweep(path):
@@ -250,7 +265,7 @@ def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
         if "position" in dims:
             store.put("position", ("position",), np.arange(1, extra[0] + 1))
     store.allocate("first_nonfinite_step", (*GROUP_DIMS, "chain"), (*groups, chains), (1, 1, chains), "int32", -1)
-    store.allocate("num_draws_done", GROUP_DIMS, groups, groups, "int32", 0)
+    store.allocate("num_draws_done", GROUP_DIMS, groups, (1, 1), "int32", 0)
 
 
 def _extra_dims(name: str, count: int) -> tuple[str, ...]:

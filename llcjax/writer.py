@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from llcjax import processes
 from llcjax.job import Job
 from llcjax.program import Recorded
 from llcjax.progress import SweepStats
@@ -49,8 +50,10 @@ class Chunk(NamedTuple):
 class Writer:
     """Writes chunks to the store and keeps count of what was done."""
 
-    def __init__(self, job: Job, store: SweepStore, on_chunk: Callable[[SweepStats], None] | None) -> None:
-        self.job, self.store, self.on_chunk = job, store, on_chunk
+    def __init__(self, job: Job, store: SweepStore, part: np.ndarray) -> None:
+        """Takes a part of the groups, which nobody else may write."""
+        self.job, self.store, self.part = job, store, part
+        self.on_chunk: Callable[[SweepStats], None] | None = None
         self.done = store.read("num_draws_done").reshape(-1)
         self.started, self.steps = time.monotonic(), 0
         self.wall_before = store.wall_seconds
@@ -70,14 +73,24 @@ class Writer:
             for name, values in named.items():
                 self.store.write(name, place, values[rows, : last - first])
             self.store.write("first_nonfinite_step", (checkpoint, setting), nonfinite[rows])
+            self.store.write("num_draws_done", (checkpoint, setting), np.array(last))
         self.done[groups] = last
-        self.store.write("num_draws_done", (slice(None), slice(None)), self.done.reshape(self._shape))
         self.steps += (last - first) * config.num_steps_between_draws * len(groups) * chains
         self._report(groups, named)
 
+    @property
+    def draws_done(self) -> int:
+        """Finished draws of one chain of each group of the part, summed."""
+        return int(self.done[self.part].sum())
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of the part is missing."""
+        return bool((self.done[self.part] >= self.job.num_recorded).all())
+
     def finish(self) -> None:
         """Notes the time that the sweep has taken so far."""
-        if self.steps:
+        if self.steps and processes.is_first():
             self.store.group.attrs["wall_seconds"] = self.wall_before + time.monotonic() - self.started
 
     @property
@@ -95,10 +108,10 @@ class Writer:
         elapsed = max(time.monotonic() - self.started, 1e-9)
         self.on_chunk(
             SweepStats(
-                draws_done=int(self.done.sum()) * chains,
-                total_draws=job.num_groups * chains * job.num_recorded,
-                runs_done=int((self.done >= job.num_recorded).sum()) * chains,
-                num_runs=job.num_groups * chains,
+                draws_done=self.draws_done * chains,
+                total_draws=len(self.part) * chains * job.num_recorded,
+                runs_done=int((self.done[self.part] >= job.num_recorded).sum()) * chains,
+                num_runs=len(self.part) * chains,
                 chain_steps_per_second=self.steps / elapsed,
                 llc_low=float(np.min(llc, initial=np.inf)),
                 llc_high=float(np.max(llc, initial=-np.inf)),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import checkpoints, compile_time, efficiency, harness, prng, throughput
+from benchmarks import checkpoints, compile_time, efficiency, harness, precision, prng, scaling, throughput
 from llcjax import bench, cli
 
 
@@ -57,7 +57,11 @@ def test_the_benchmark_runs(tmp_path):
     assert "TFLOP/s" in facts["notes"][0]
 
 
-@pytest.mark.parametrize("module", [prng, compile_time, checkpoints, efficiency], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [prng, compile_time, checkpoints, efficiency, scaling, precision],
+    ids=lambda module: module.__name__,
+)
 def test_every_benchmark_runs_at_toy_size(module, tmp_path):
     name = module.__name__.removeprefix("benchmarks.")
     rows = json.loads(harness.run(name, module.measure, ["--toy", "--out", str(tmp_path)]).read_text())["rows"]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from llcjax import trees
+from llcjax import processes, trees
 from llcjax.calibrate import Calibration, calibrate
 from llcjax.checkpoints import CheckpointBank, check_fits, import_bank, is_bank, load_bank, save_bank
 from llcjax.config import SweepConfig, as_dict, fingerprint
@@ -174,22 +174,28 @@ class RegressionRun:
             check_finite(self._imported)
         if calibrating:
             _check_but_sweep(self.out, as_dict(experiment))
-        _claim(self.out / "calibration" if calibrating else self.out, as_dict(experiment))
+        claimed = self.out / "calibration" if calibrating else self.out
+        processes.first_alone(lambda: _claim(claimed, as_dict(experiment)))
 
-    def banks(self, *, may_train: bool = True) -> dict[int, CheckpointBank]:
-        """The banks of the seeds to sweep, trained where they are not there yet and may be.
+    def banks(self) -> dict[int, CheckpointBank]:
+        """The banks of the seeds to sweep, trained where they are not there yet."""
 
-        Raises:
-            ValueError: they are not there and may not be trained.
-        """
+        def train_missing() -> None:
+            if not self._is_trained():
+                self._train(self.out / "banks")
+
+        processes.first_alone(train_missing)
+        return self._held_banks()
+
+    def _is_trained(self) -> bool:
+        config = self.experiment.train
+        seeds = range(config.seed, config.seed + config.num_seeds)
+        return self._imported is not None or all(is_bank(self.out / "banks" / f"seed_{seed}") for seed in seeds)
+
+    def _held_banks(self) -> dict[int, CheckpointBank]:
         experiment, folder = self.experiment, self.out / "banks"
         if self._imported is not None:
             return {experiment.sweep_seeds[0]: self._imported}
-        seeds = range(experiment.train.seed, experiment.train.seed + experiment.train.num_seeds)
-        if not all(is_bank(folder / f"seed_{seed}") for seed in seeds):
-            if not may_train:
-                raise ValueError(f"{self.out} holds no finished training; run `llcjax run` on it first.")
-            self._train(folder)
         return {seed: load_bank(folder / f"seed_{seed}") for seed in experiment.sweep_seeds}
 
     def sweeps(self) -> dict[int, xr.Dataset]:
@@ -210,7 +216,7 @@ class RegressionRun:
                 attrs={"command": self.command},
                 progress=self.progress and not _complete(path),
             )
-            if (seconds := time.monotonic() - started) > 5:
+            if (seconds := time.monotonic() - started) > 5 and processes.is_first():
                 self.say(f"sweep of seed {seed}: {seconds:.0f} s -> {path}")
         return results
 
@@ -261,8 +267,10 @@ class RegressionRun:
 
     def report(self) -> dict[int, tuple[Path, Stages | None, xr.Dataset]]:
         """Estimates, stages and report of each swept seed; the first one's report is the folder's."""
+        if not self._is_trained():
+            raise ValueError(f"{self.out} holds no finished training; run `llcjax run` on it first.")
         results = {}
-        for position, (seed, bank) in enumerate(self.banks(may_train=False).items()):
+        for position, (seed, bank) in enumerate(self._held_banks().items()):
             facts = open_sweep(self._sweep_path(seed))
             folder = self.out if position == 0 else self.out / f"seed_{seed}"
             results[seed] = self._report(folder, seed, facts, self.metrics(seed, bank))
