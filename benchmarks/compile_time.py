@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks.harness import Measured, Options, Row, run
-from llcjax.bench import WORKLOADS
+from llcjax.bench import WORKLOADS, suitable_workloads
 from llcjax.checkpoints import bank_of
 from llcjax.config import SweepConfig
 from llcjax.job import launch_args
@@ -50,7 +50,7 @@ def row(name: str, repeats: int) -> Row:
 
 def measure(options: Options) -> Measured:
     """Every workload."""
-    names = [name for name in (("toy",) if options.toy else WORKLOADS) if options.wants(name)]
+    names = [name for name in (("toy",) if options.toy else suitable_workloads()) if options.wants(name)]
     return Measured(
         title="Time to the first step",
         rows=[row(name, 1 if options.toy else 3) for name in names],

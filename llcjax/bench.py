@@ -18,7 +18,8 @@ from llcjax.checkpoints import bank_of
 from llcjax.config import Precision, SweepConfig
 from llcjax.forecast import forecast
 from llcjax.keys import as_key
-from llcjax.models.icl_transformer import icl_transformer
+from llcjax.models.icl_transformer import Activations, icl_transformer
+from llcjax.models.kernels import Kernels
 from llcjax.pipelines.regression import PRESETS
 from llcjax.tasks.regression import squared_error
 from llcjax.trees import num_params
@@ -94,10 +95,10 @@ def _perceptron(widths: Sequence[int], batch_size: int) -> Workload:
     return Workload(loss_fn, params, data, batch_size)
 
 
-def _regression() -> Workload:
+def _regression(kernels: Kernels = "xla", activations: Activations = "float32") -> Workload:
     """The transformer of arXiv 2402.02364 on in-context linear regression, untrained."""
     task, model = PRESETS["paper"].task, PRESETS["paper"].model
-    init, apply = icl_transformer(model, task.num_tokens, task.token_width)
+    init, apply = icl_transformer(model, task.num_tokens, task.token_width, kernels, activations)
     return Workload(squared_error(apply), init(as_key(0)), task.sample(as_key(1), NUM_EXAMPLES), 1024)
 
 
@@ -105,13 +106,23 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "toy": lambda: _perceptron((16, 16, 4), 256),
     "mlp": lambda: _perceptron((784, 64, 10), 1024),
     "regression": _regression,
+    "regression-pallas": lambda: _regression("pallas"),
+    "regression-bf16": lambda: _regression("xla", "bfloat16"),
+    "regression-pallas-bf16": lambda: _regression("pallas", "bfloat16"),
 }
-"""340 parameters, where the host is the cost; 50,890, where matrix products are; and 51,717, where attention is."""
+"""340 parameters, where the host is the cost; 50,890, where matrix products are; and 51,717, where attention is: in
+plain jax or by the kernel of `llcjax.models.kernels`, with activations in float32 or bfloat16."""
 
 
 def default_runs() -> tuple[int, ...]:
     """Numbers of chains that show the knee of the curve on this device."""
     return (4, 16, 64) if jax.default_backend() == "cpu" else (8, 32, 128, 512)
+
+
+def suitable_workloads() -> list[str]:
+    """All workloads that this device is for; on a CPU kernels would be interpreted, and bfloat16 is no gain."""
+    gpu = jax.default_backend() == "gpu"
+    return [name for name in WORKLOADS if gpu or "-" not in name]
 
 
 def check_workloads(names: Sequence[str]) -> None:
@@ -144,7 +155,8 @@ def throughput(
         >>> throughput("huge", 4)
         Traceback (most recent call last):
             ...
-        ValueError: workload='huge' is unknown; choose one of toy, mlp, regression.
+        ValueError: workload='huge' is unknown; choose one of toy, mlp, regression, regression-pallas,
+        regression-bf16, regression-pallas-bf16.
     """
     check_workloads([name])
     work = WORKLOADS[name]()
@@ -204,14 +216,14 @@ def rows(
 
     Args:
         best: what the device does at that precision.
-        names: workloads; none = all.
+        names: workloads; none = all that suit the device.
         runs: numbers of chains; none = those that suit the device.
         precision: of the matrix products.
         num_draws: steps of a chunk.
         repeats: chunks that are timed.
     """
     found = []
-    for name in names or WORKLOADS:
+    for name in names or suitable_workloads():
         for count in runs or default_runs():
             one = throughput(name, count, precision=precision, num_draws=num_draws, repeats=repeats)
             share = one.share_of(best)

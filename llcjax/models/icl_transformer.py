@@ -1,12 +1,14 @@
 """The transformer of the in-context regression setting (arXiv 2402.02364, section 2.2 and its code).
 
-Shape letters: B batch, T tokens, D model width, H heads, C head width, F MLP width, I token width.
+Shape letters: B batch, T tokens, D model width, H heads, C head width, F MLP width, I token width,
+E three model widths.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,22 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llcjax.models.functional import functional
+from llcjax.models.kernels import Kernels, kernel_products
+from llcjax.models.kernels.short_attention import AttentionSpec, fits, short_attention
 from llcjax.types import ApplyFn, InitFn
 
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), weights and biases alike.
 _WEIGHT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+Activations = Literal["float32", "bfloat16"]
+
+
+class _Compute(NamedTuple):
+    """How the same function is computed."""
+
+    kernels: Kernels
+    activations: jnp.dtype
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,31 +62,53 @@ class TransformerConfig:
             )
 
 
-def icl_transformer(config: TransformerConfig, num_tokens: int, token_width: int) -> tuple[InitFn, ApplyFn]:
+def icl_transformer(
+    config: TransformerConfig,
+    num_tokens: int,
+    token_width: int,
+    kernels: Kernels = "xla",
+    activations: Activations = "float32",
+) -> tuple[InitFn, ApplyFn]:
     """Builds the pure functions of the transformer.
 
     Args:
         config: sizes.
         num_tokens: length of a sequence (2K).
         token_width: width of a token (D + 1); also the width of the outputs.
+        kernels: how attention is computed, see `llcjax.models.kernels`.
+        activations: how what stands between the layers is stored; parameters, their gradients, norms, softmax and the
+            outputs are float32 either way. bfloat16 halves the memory traffic, and changes the loss by rounding:
+            `benchmarks/precision.py` measures what that does to the LLC.
 
     Returns:
         `(init, apply)`; `apply(params, tokens)` maps `(batch, num_tokens, token_width)` to the same shape.
     """
-    return functional(lambda rngs: _Transformer(config, num_tokens, token_width, rngs))
+    return functional(
+        lambda rngs: _Transformer(config, num_tokens, token_width, _Compute(kernels, jnp.dtype(activations)), rngs)
+    )
 
 
-def _linear(fan_in: int, fan_out: int, rngs: nnx.Rngs, bias: bool) -> nnx.Linear:
+def _linear(fan_in: int, fan_out: int, compute: _Compute, rngs: nnx.Rngs, bias: bool) -> nnx.Linear:
     bound = 1 / math.sqrt(fan_in)
 
     def bias_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Linear(fan_in, fan_out, use_bias=bias, kernel_init=_WEIGHT_INIT, bias_init=bias_init, rngs=rngs)
+    return nnx.Linear(
+        fan_in,
+        fan_out,
+        use_bias=bias,
+        kernel_init=_WEIGHT_INIT,
+        bias_init=bias_init,
+        dtype=compute.activations,
+        rngs=rngs,
+    )
 
 
-def _norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | None:
-    return nnx.LayerNorm(config.model_width, epsilon=1e-5, rngs=rngs) if config.layer_norm else None
+def _norm(config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> nnx.LayerNorm | None:
+    if not config.layer_norm:
+        return None
+    return nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=compute.activations, rngs=rngs)
 
 
 def _normalise(norm: nnx.LayerNorm | None, x_BTD: Array) -> Array:
@@ -82,31 +118,43 @@ def _normalise(norm: nnx.LayerNorm | None, x_BTD: Array) -> Array:
 class _Attention(nnx.Module):
     """Causal softmax attention with fused QKV and without biases."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs) -> None:
-        self.num_heads = config.num_heads
-        self.qkv = _linear(config.model_width, 3 * config.model_width, rngs, bias=False)
-        self.output = _linear(config.model_width, config.model_width, rngs, bias=False)
+    def __init__(self, config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> None:
+        self.num_heads, self.kernels = config.num_heads, compute.kernels
+        self.qkv = _linear(config.model_width, 3 * config.model_width, compute, rngs, bias=False)
+        self.output = _linear(config.model_width, config.model_width, compute, rngs, bias=False)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        batch, tokens, width = x_BTD.shape
-        qkv_BTHC = self.qkv(x_BTD).reshape(batch, tokens, self.num_heads, 3 * width // self.num_heads)
+        qkv_BTE = self.qkv(x_BTD)
+        tokens, width = x_BTD.shape[1:]
+        products = kernel_products(self.kernels)
+        if products is None or not fits(tokens, width // self.num_heads):
+            return self.output(self._mixed(qkv_BTE))
+        return self.output(
+            short_attention(AttentionSpec(num_tokens=tokens, num_heads=self.num_heads, products=products), qkv_BTE)
+        )
+
+    def _mixed(self, qkv_BTE: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
+        """Values of earlier tokens, mixed, in plain jax."""
+        batch, tokens, width = qkv_BTE.shape[0], qkv_BTE.shape[1], qkv_BTE.shape[2] // 3
+        qkv_BTHC = qkv_BTE.reshape(batch, tokens, self.num_heads, 3 * width // self.num_heads)
         q_BTHC, k_BTHC, v_BTHC = jnp.split(qkv_BTHC, 3, axis=-1)
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / math.sqrt(width // self.num_heads)
         causal_TT = jnp.tril(jnp.ones((tokens, tokens), bool))
-        weights_BHTT = jax.nn.softmax(jnp.where(causal_TT, scores_BHTT, -jnp.inf))
+        masked_BHTT = jnp.where(causal_TT, scores_BHTT.astype(jnp.float32), -jnp.inf)
+        weights_BHTT = jax.nn.softmax(masked_BHTT).astype(qkv_BTE.dtype)
         mixed_BTHC = jnp.einsum("bhqk,bkhc->bqhc", weights_BHTT, v_BTHC)
-        return self.output(mixed_BTHC.reshape(batch, tokens, width))
+        return mixed_BTHC.reshape(batch, tokens, width)
 
 
 class _Block(nnx.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs) -> None:
-        self.attention_norm = _norm(config, rngs)
-        self.attention = _Attention(config, rngs)
-        self.mlp_norm = _norm(config, rngs)
-        self.mlp_in = _linear(config.model_width, config.mlp_width, rngs, bias=True)
-        self.mlp_out = _linear(config.mlp_width, config.model_width, rngs, bias=True)
+    def __init__(self, config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> None:
+        self.attention_norm = _norm(config, compute, rngs)
+        self.attention = _Attention(config, compute, rngs)
+        self.mlp_norm = _norm(config, compute, rngs)
+        self.mlp_in = _linear(config.model_width, config.mlp_width, compute, rngs, bias=True)
+        self.mlp_out = _linear(config.mlp_width, config.model_width, compute, rngs, bias=True)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x_BTD = x_BTD + self.attention(_normalise(self.attention_norm, x_BTD))
@@ -117,17 +165,19 @@ class _Block(nnx.Module):
 class _Transformer(nnx.Module):
     """Embedding, positions, blocks, unembedding."""
 
-    def __init__(self, config: TransformerConfig, num_tokens: int, token_width: int, rngs: nnx.Rngs) -> None:
-        self.double_residual = config.double_residual
-        self.embed = _linear(token_width, config.model_width, rngs, bias=False)
+    def __init__(
+        self, config: TransformerConfig, num_tokens: int, token_width: int, compute: _Compute, rngs: nnx.Rngs
+    ) -> None:
+        self.double_residual, self.activations = config.double_residual, compute.activations
+        self.embed = _linear(token_width, config.model_width, compute, rngs, bias=False)
         # A linear map of one-hot positions in the paper's code, hence its initialisation.
         self.positions = nnx.Param(_WEIGHT_INIT(rngs.params(), (num_tokens, config.model_width), jnp.float32))
-        self.blocks = nnx.List([_Block(config, rngs) for _ in range(config.num_layers)])
-        self.final_norm = _norm(config, rngs)
-        self.unembed = _linear(config.model_width, token_width, rngs, bias=True)
+        self.blocks = nnx.List([_Block(config, compute, rngs) for _ in range(config.num_layers)])
+        self.final_norm = _norm(config, compute, rngs)
+        self.unembed = _linear(config.model_width, token_width, compute, rngs, bias=True)
 
     def __call__(self, tokens_BTI: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
-        x_BTD = self.embed(tokens_BTI) + self.positions[...]
+        x_BTD = (self.embed(tokens_BTI) + self.positions[...]).astype(self.activations)
         for block in self.blocks:
             x_BTD = x_BTD + block(x_BTD) if self.double_residual else block(x_BTD)
-        return self.unembed(_normalise(self.final_norm, x_BTD))
+        return self.unembed(_normalise(self.final_norm, x_BTD)).astype(jnp.float32)

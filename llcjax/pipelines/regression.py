@@ -24,7 +24,8 @@ from llcjax.estimators import estimates
 from llcjax.forecast import Forecast, forecast
 from llcjax.keys import as_key
 from llcjax.metrics.regression import regression_metrics
-from llcjax.models.icl_transformer import TransformerConfig, icl_transformer
+from llcjax.models.icl_transformer import Activations, TransformerConfig, icl_transformer
+from llcjax.models.kernels import Kernels
 from llcjax.provenance import provenance
 from llcjax.report import write_report
 from llcjax.report.calibration import write_calibration
@@ -54,6 +55,10 @@ class RegressionExperiment:
     """Fresh sequences for the metrics."""
     sweep_seeds: tuple[int, ...] = (0,)
     """Model seeds whose checkpoints are swept."""
+    kernels: Kernels = "xla"
+    """How attention is computed: xla, or pallas for a kernel of its own (on a GPU)."""
+    activations: Activations = "float32"
+    """How activations of the model are stored: float32, or bfloat16, which is faster on a GPU and rounds."""
     bank: str | None = None
     """Folder of checkpoints to sweep instead of training: a bank, per-step orbax folders, .npz or .safetensors."""
 
@@ -333,7 +338,10 @@ class RegressionRun:
 
 
 def _model(experiment: RegressionExperiment) -> tuple[InitFn, ApplyFn, LossFn]:
-    init, apply = icl_transformer(experiment.model, experiment.task.num_tokens, experiment.task.token_width)
+    task = experiment.task
+    init, apply = icl_transformer(
+        experiment.model, task.num_tokens, task.token_width, experiment.kernels, experiment.activations
+    )
     return init, apply, squared_error(apply)
 
 

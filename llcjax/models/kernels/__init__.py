@@ -1,0 +1,53 @@
+"""Kernels of models in Pallas, each beside the same computation in plain jax, which XLA compiles.
+
+`Kernels` is the one switch. `xla` leaves them out; `pallas` takes them, and on other devices than a GPU interprets
+them, which is slow and for tests. Kernels have gradients but no forward-mode derivatives: take `xla` for
+Hessian-vector products.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+from jax.lax import DotAlgorithmPreset
+
+Kernels = Literal["xla", "pallas"]
+
+# What `llcjax._compat.MATMUL_PRECISION` and jax itself call the policies on a GPU while a program is traced.
+_ALGORITHMS = {
+    "highest": DotAlgorithmPreset.F32_F32_F32,
+    "float32": DotAlgorithmPreset.F32_F32_F32,
+    "BF16_BF16_F32": DotAlgorithmPreset.BF16_BF16_F32,
+}
+
+
+class Products(NamedTuple):
+    """How matrix products inside a kernel are computed."""
+
+    algorithm: DotAlgorithmPreset | None
+    """None where the kernel is interpreted: jax's own default."""
+    interpret: bool
+
+
+def kernel_products(kernels: Kernels) -> Products | None:
+    """What kernels are to use under jax's current precision of matrix products; None to leave them out.
+
+    Args:
+        kernels: the switch.
+
+    Raises:
+        ValueError: an unknown switch.
+
+    Example:
+        >>> kernel_products("xla") is None
+        True
+    """
+    if kernels not in ("xla", "pallas"):
+        raise ValueError(f"kernels={kernels!r} is unknown; choose xla or pallas.")
+    if kernels == "xla":
+        return None
+    if jax.default_backend() != "gpu":
+        return Products(None, interpret=True)
+    precision = str(getattr(jax.config, "jax_default_matmul_precision", None))
+    return Products(_ALGORITHMS.get(precision, DotAlgorithmPreset.TF32_TF32_F32), interpret=False)

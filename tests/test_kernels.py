@@ -1,0 +1,98 @@
+"""Kernels compute what their twins in plain jax compute, values and gradients, interpreted; and lower for a GPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.lax import DotAlgorithmPreset
+
+from llcjax import trees
+from llcjax.models import TransformerConfig, icl_transformer
+from llcjax.models.kernels import Products, kernel_products
+from llcjax.models.kernels.short_attention import AttentionSpec, short_attention
+
+SIZES = {
+    "the paper's": (TransformerConfig(), 16, 8),
+    "a tile that is not full": (TransformerConfig(num_layers=1), 16, 5),
+    "one head, other widths": (TransformerConfig(num_layers=1, num_heads=1, model_width=32, mlp_width=8), 8, 3),
+    "no layer norm, one residual": (
+        TransformerConfig(num_layers=1, num_heads=2, model_width=32, layer_norm=False, double_residual=False), 4, 4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_values_and_gradients_are_those_of_plain_jax(name):
+    config, tokens, batch = SIZES[name]
+    inputs, wanted = jax.random.normal(jax.random.key(1), (2, batch, tokens, 5))
+    found = {}
+    for kernels in ("xla", "pallas"):
+        init, apply = icl_transformer(config, tokens, 5, kernels)
+        params = init(jax.random.key(0))
+
+        def loss(params, inputs, apply=apply):
+            return jnp.sum((apply(params, inputs) - wanted) ** 2)
+
+        assert ("pallas_call" in str(jax.make_jaxpr(apply)(params, inputs))) == (kernels == "pallas")
+        found[kernels] = (apply(params, inputs), jax.grad(loss, (0, 1))(params, inputs))
+    for one, other in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5 * float(jnp.abs(one).max()))
+
+
+def test_chains_of_a_batch_are_those_of_one_chain():
+    init, apply = icl_transformer(TransformerConfig(num_layers=1), 16, 5, "pallas")
+    params = jax.vmap(init)(jax.random.split(jax.random.key(0), 3))
+    inputs = jax.random.normal(jax.random.key(1), (8, 16, 5))
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(apply(params, inputs) ** 2)))
+    together = jax.jit(jax.vmap(gradient))(params)
+    for index in range(3):
+        alone = gradient(trees.take(params, index))
+        for one, all_of_them in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(one, all_of_them[index], rtol=1e-5, atol=1e-5 * float(jnp.abs(one).max()))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "config"),
+    [(18, TransformerConfig(num_layers=1)), (16, TransformerConfig(num_heads=8)), (128, TransformerConfig())],
+)
+def test_other_sizes_fall_back_to_plain_jax(tokens, config):
+    init, apply = icl_transformer(config, tokens, 5, "pallas")
+    assert "pallas_call" not in str(jax.make_jaxpr(apply)(init(jax.random.key(0)), jnp.ones((2, tokens, 5))))
+
+
+@pytest.mark.parametrize("algorithm", ["F32_F32_F32", "TF32_TF32_F32", "BF16_BF16_F32"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_directions_lower_for_a_gpu(algorithm, dtype):
+    if jax.__version_info__ >= (0, 11):
+        pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
+    spec = AttentionSpec(num_tokens=16, num_heads=4, products=Products(DotAlgorithmPreset[algorithm], interpret=False))
+
+    def both(qkv):
+        mixed, back = jax.vjp(lambda qkv: short_attention(spec, qkv), qkv)
+        return back(mixed)
+
+    shape = jax.ShapeDtypeStruct((3, 8, 16, 192), dtype)
+    text = jax.jit(jax.vmap(both)).trace(shape).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 2
+
+
+@pytest.mark.parametrize("kernels", ["xla", "pallas"])
+def test_activations_in_bfloat16_round_and_no_more(kernels):
+    inputs, wanted = jax.random.normal(jax.random.key(1), (2, 8, 16, 5))
+    found = []
+    for activations in ("float32", "bfloat16"):
+        init, apply = icl_transformer(TransformerConfig(), 16, 5, kernels, activations)
+        params = init(jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+        assert apply(params, inputs).dtype == jnp.float32
+        found.append(jax.value_and_grad(lambda p, apply=apply: jnp.mean((apply(p, inputs) - wanted) ** 2))(params))
+    (exact, exact_gradient), (rounded, rounded_gradient) = found
+    assert 0 < abs(rounded / exact - 1) < 0.01
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded_gradient)} == {jnp.dtype("float32")}
+    assert 0 < trees.distance(rounded_gradient, exact_gradient) < 0.02 * optax.tree.norm(exact_gradient)
+
+
+def test_an_unknown_switch_is_refused():
+    with pytest.raises(ValueError, match="kernels='cuda' is unknown; choose xla or pallas"):
+        kernel_products("cuda")
