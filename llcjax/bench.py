@@ -18,15 +18,17 @@ from llcjax.checkpoints import bank_of
 from llcjax.config import Precision, SweepConfig
 from llcjax.forecast import forecast
 from llcjax.keys import as_key
+from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
 from llcjax.models.icl_transformer import Activations, icl_transformer
 from llcjax.models.kernels import Kernels
 from llcjax.pipelines.regression import PRESETS
 from llcjax.tasks.regression import squared_error
+from llcjax.tasks.text import next_token_loss
 from llcjax.trees import num_params
 from llcjax.types import LossFn, Params
 
 NUM_EXAMPLES = 8192
-"""Examples of every workload."""
+"""Examples of every workload; of the language model, whose examples are 1,024 tokens long, an eighth."""
 
 
 class Workload(NamedTuple):
@@ -102,6 +104,15 @@ def _regression(kernels: Kernels = "xla", activations: Activations = "float32") 
     return Workload(squared_error(apply), init(as_key(0)), task.sample(as_key(1), NUM_EXAMPLES), 1024)
 
 
+def _language(activations: Activations) -> Workload:
+    """The language model of arXiv 2402.02364, untrained, on random tokens."""
+    config = AttentionOnlyConfig()
+    init, apply = attention_only(config, activations)
+    shape = (NUM_EXAMPLES // 8, config.num_tokens)
+    tokens = jax.random.randint(as_key(1), shape, 0, config.vocabulary)
+    return Workload(next_token_loss(apply), init(as_key(0)), tokens, 100)
+
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "toy": lambda: _perceptron((16, 16, 4), 256),
     "mlp": lambda: _perceptron((784, 64, 10), 1024),
@@ -109,9 +120,14 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "regression-pallas": lambda: _regression("pallas"),
     "regression-bf16": lambda: _regression("xla", "bfloat16"),
     "regression-pallas-bf16": lambda: _regression("pallas", "bfloat16"),
+    "language": lambda: _language("float32"),
+    "language-bf16": lambda: _language("bfloat16"),
 }
-"""340 parameters, where the host is the cost; 50,890, where matrix products are; and 51,717, where attention is: in
-plain jax or by the kernel of `llcjax.models.kernels`, with activations in float32 or bfloat16."""
+"""340 parameters, where the host is the cost; 50,890, where matrix products are; 51,717, where attention is, in plain
+jax or by the kernel of `llcjax.models.kernels`, with activations in float32 or bfloat16; and 3,355,016 on 102,400 tokens,
+with cuDNN's attention where activations are bfloat16."""
+ON_CPU = ("toy", "mlp", "regression")
+"""Those for a CPU, which would interpret kernels, has no bfloat16 and is too slow for the language model."""
 
 
 def default_runs() -> tuple[int, ...]:
@@ -120,9 +136,8 @@ def default_runs() -> tuple[int, ...]:
 
 
 def suitable_workloads() -> list[str]:
-    """All workloads that this device is for; on a CPU kernels would be interpreted, and bfloat16 is no gain."""
-    gpu = jax.default_backend() == "gpu"
-    return [name for name in WORKLOADS if gpu or "-" not in name]
+    """All workloads that this device is for."""
+    return [name for name in WORKLOADS if jax.default_backend() == "gpu" or name in ON_CPU]
 
 
 def check_workloads(names: Sequence[str]) -> None:
@@ -156,7 +171,7 @@ def throughput(
         Traceback (most recent call last):
             ...
         ValueError: workload='huge' is unknown; choose one of toy, mlp, regression, regression-pallas,
-        regression-bf16, regression-pallas-bf16.
+        regression-bf16, regression-pallas-bf16, language, language-bf16.
     """
     check_workloads([name])
     work = WORKLOADS[name]()

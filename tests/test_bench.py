@@ -19,12 +19,15 @@ def test_a_measurement_counts_what_the_model_does(tmp_path):
     assert one.share_of(best) == pytest.approx(one.flops * one.chain_steps / 1e9 / 4)  # four simulated devices
 
 
+PARAMETERS = {"toy": 340, "mlp": 50_890, "regression": 51_717, "language": 3_355_016}
+
+
 @pytest.mark.parametrize("name", bench.WORKLOADS)
 def test_workloads_are_what_they_say(name):
     work = bench.WORKLOADS[name]()
     batch = [leaf[: work.batch_size] for leaf in (work.data if isinstance(work.data, tuple) else (work.data,))]
     assert len(batch[0]) == work.batch_size
-    assert bench.num_params(work.params) == {"toy": 340, "mlp": 50_890, "regression": 51_717}[name.split("-")[0]]
+    assert bench.num_params(work.params) == PARAMETERS[name.split("-")[0]]
 
 
 def test_the_command_prints_and_stores(tmp_path, capsys):

@@ -1,7 +1,11 @@
 """The benchmarks of trust: that they run, and that what they compare against is right."""
 
 import dataclasses
+import io
 import json
+import os
+import sys
+import warnings
 
 import jax
 import numpy as np
@@ -9,8 +13,10 @@ import pytest
 
 import llcjax
 from benchmarks import adaptive_bias, coverage, deep_linear, deep_linear_peers, harness, paired_baseline, peers, readme
-from benchmarks.peer import Peer
+from benchmarks.peer import PYTHONS, Peer, PeerError, stored
+from benchmarks.worker import serve
 from llcjax import reference
+from llcjax.bench import WORKLOADS
 from llcjax.checkpoints import CheckpointBank, save_bank
 from llcjax.config import SweepConfig
 from llcjax.keys import as_key
@@ -164,11 +170,79 @@ def test_the_peer_gets_the_chains_that_ours_runs(monkeypatch):
 
 
 def test_without_the_peer_there_is_a_sentence(monkeypatch, tmp_path):
-    monkeypatch.delenv("LLCJAX_PEER_PYTHON", raising=False)
-    with pytest.raises(SystemExit, match="skipped: LLCJAX_PEER_PYTHON must name a Python that has torch"):
+    for variable in PYTHONS.values():
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(SystemExit, match="skipped: LLCJAX_PEER_PYTHON must name a Python that has the peer"):
         harness.run("deep_linear_peers", deep_linear_peers.measure, ["--toy", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="skipped"):
+    with pytest.raises(SystemExit, match="skipped: one of LLCJAX_PEER_PYTHON, .* must name a Python"):
         harness.run("peers", peers.measure, ["--toy", "--out", str(tmp_path)])
+
+
+class FakePeer:
+    """Answers at once, for the toy workload; one of the variants fails, as an option of a library may."""
+
+    loss = 1.7439623
+
+    def __init__(self, worker):
+        self.versions = {worker.removesuffix("_worker"): "1", "device": "cpu"}
+
+    def answer(self, model, file, config, *, seed, **choices):
+        assert (model, np.load(file)["targets"].dtype, config.precision) == ("perceptron", np.int64, "highest")
+        if choices.get("sliced") is False:
+            raise PeerError("no workers\nat all")
+        return {"llc": 1.0, "seconds": 4.0, "loss at start": self.loss}
+
+    def close(self):
+        pass
+
+
+def test_peers_that_are_there_become_rows_and_the_others_a_sentence(monkeypatch, tmp_path):
+    for variable in PYTHONS.values():
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(PYTHONS["devinterp_worker"], "python")
+    monkeypatch.setattr(peers, "Peer", FakePeer)
+    path = harness.run("peers", peers.measure, ["--toy", "--out", str(tmp_path), "--only", "toy"])
+    facts = json.loads(path.read_text())
+    ours, theirs = facts["rows"]
+    assert (ours["library"], theirs["library"]) == ("llcjax", "devinterp 1, sliced")
+    assert theirs["chain-steps a second"] == 4 * 10 / 4 and ours["llcjax is faster by"] == 1
+    assert theirs["llcjax is faster by"] == pytest.approx(ours["chain-steps a second"] / 10)
+    missing = "LLCJAX_PEER_DEVINTERP2, LLCJAX_PEER_CANONICAL, LLCJAX_PEER_BLACKJAX"
+    assert facts["notes"][1:] == [
+        "toy, devinterp 1, DataLoader failed: no workers",
+        f"Left out, as no Python is named for them: {missing}.",
+    ]
+    monkeypatch.setattr(FakePeer, "loss", 1.8)
+    with pytest.raises(ValueError, match="of devinterp 1 is 1.8, not 1.74396"):
+        peers.measure(harness.Options(toy=True, out=tmp_path, only=("toy",)))
+
+
+@pytest.mark.parametrize("worker", PYTHONS)
+def test_the_peers_compute_our_transformer(worker):
+    if not os.environ.get(PYTHONS[worker]):
+        pytest.skip(f"{PYTHONS[worker]} is not set")
+    work = WORKLOADS["regression"]()
+    small = work._replace(data=jax.tree.map(lambda part: part[:64], work.data), batch_size=8)
+    model, arrays = peers.network_of("regression", small)
+    peer, config = Peer(worker), peers.config_of(small, num_draws=2)
+    try:
+        with stored(arrays) as file:
+            answer = peer.answer(model, file, config, seed=0, compile=False)
+    finally:
+        peer.close()
+    assert answer["loss at start"] == pytest.approx(peers.loss_at_start(small), rel=1e-5)
+    assert np.isfinite(answer["llc"]) and answer["seconds"] > 0
+
+
+def test_a_worker_answers_each_job_and_says_what_went_wrong(monkeypatch):
+    answers = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"by": 2}\n{"by": 0}\n'))
+    monkeypatch.setattr(sys, "stdout", answers)
+    with warnings.catch_warnings():
+        serve(lambda job: {"half": 1 / job["by"]}, ["numpy"], device="cpu")
+    hello, *found = map(json.loads, answers.getvalue().splitlines())
+    assert hello == {"numpy": np.__version__, "device": "cpu"}
+    assert found[0] == {"half": 0.5} and found[1]["error"].startswith("ZeroDivisionError: ")
 
 
 def test_tables_of_the_readme_are_those_of_the_results():

@@ -1,0 +1,45 @@
+"""Causal attention over long sequences, by cuDNN where it can."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_LONGEST_HEAD = 128
+_MULTIPLE = 8
+"""cuDNN takes heads of at most 128, and widths and lengths that are multiples of 8."""
+
+
+def causal_attention(
+    query: Float[Array, "batch token head channel"],
+    key: Float[Array, "batch token head channel"],
+    value: Float[Array, "batch token head channel"],
+) -> Float[Array, "batch token head channel"]:
+    """Mixes the values of this and earlier tokens: softmax(q k' / sqrt(channel)) v, a head at a time.
+
+    cuDNN's kernel, which never writes the scores, runs on a GPU in half precision, at sizes that it takes; otherwise
+    plain jax, whose scores take batch x head x token x token x 4 bytes.
+
+    Args:
+        query: as the other two, in float32 or bfloat16; the result has the same dtype.
+        key: what queries are held against.
+        value: what is mixed.
+    """
+    implementation = "cudnn" if takes_cudnn(query.shape, query.dtype) else "xla"
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=implementation)
+
+
+def takes_cudnn(shape: tuple[int, ...], dtype: jnp.dtype, platform: str | None = None) -> bool:
+    """Whether cuDNN's kernel can be used for queries of a shape and dtype.
+
+    Example:
+        >>> takes_cudnn((4, 1024, 8, 32), jnp.bfloat16, "gpu"), takes_cudnn((4, 1023, 8, 32), jnp.bfloat16, "gpu")
+        (True, False)
+        >>> takes_cudnn((4, 1024, 8, 32), jnp.float32, "gpu"), takes_cudnn((4, 1024, 8, 32), jnp.bfloat16, "cpu")
+        (False, False)
+    """
+    token, channel = shape[1], shape[3]
+    sizes = channel <= _LONGEST_HEAD and channel % _MULTIPLE == 0 and token % _MULTIPLE == 0
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    return (platform or jax.default_backend()) == "gpu" and half and sizes

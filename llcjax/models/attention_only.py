@@ -1,0 +1,116 @@
+"""The attention-only language model of arXiv 2402.02364 (section 2.1 and its code).
+
+Pre-norm attention blocks without MLPs. Positions are those of the shortformer (arXiv 2012.15832): one learned table,
+added to what queries and keys see in every block and never to the residual stream.
+
+Shape letters: B batch, T tokens, D model width, H heads, C head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from llcjax.models.attention import causal_attention
+from llcjax.models.functional import functional
+from llcjax.models.icl_transformer import Activations
+from llcjax.types import ApplyFn, InitFn
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionOnlyConfig:
+    """Sizes of the language model; the defaults are the paper's (3,355,016 parameters)."""
+
+    num_layers: int = 2
+    """Number of attention blocks."""
+    num_heads: int = 8
+    """Attention heads a block."""
+    model_width: int = 256
+    """Width of the residual stream."""
+    num_tokens: int = 1024
+    """Length of a sequence, and rows of the table of positions."""
+    vocabulary: int = 5000
+    """Number of different tokens."""
+
+    def __post_init__(self) -> None:
+        """Checks that the heads divide the width."""
+        if min(self.num_layers, self.num_heads, self.model_width, self.num_tokens, self.vocabulary) < 1:
+            raise ValueError(f"model sizes must be at least 1, but got {self}.")
+        if self.model_width % self.num_heads:
+            raise ValueError(
+                f"model_width={self.model_width} is not a multiple of num_heads={self.num_heads}; "
+                "choose a width that the heads divide."
+            )
+
+
+def attention_only(config: AttentionOnlyConfig, activations: Activations = "float32") -> tuple[InitFn, ApplyFn]:
+    """Builds the pure functions of the language model.
+
+    Args:
+        config: sizes.
+        activations: how what stands between the layers is stored, the logits included; parameters, their gradients,
+            norms and softmax are float32 either way. On a GPU bfloat16 also is what cuDNN's attention takes.
+
+    Returns:
+        `(init, apply)`; `apply(params, tokens)` maps token ids `(batch, num_tokens)`, or fewer, to logits
+        `(batch, num_tokens, vocabulary)`.
+    """
+    return functional(lambda rngs: _LanguageModel(config, jnp.dtype(activations), rngs))
+
+
+class _Attention(nnx.Module):
+    """Causal softmax attention with biases; positions go to queries and keys."""
+
+    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.num_heads = config.num_heads
+        width, spread = config.model_width, nnx.initializers.normal(_std(config))
+        self.query, self.key, self.value, self.output = (
+            nnx.Linear(width, width, kernel_init=spread, dtype=dtype, rngs=rngs) for _ in range(4)
+        )
+
+    def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
+        placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
+        q_BTHC, k_BTHC, v_BTHC = (
+            part.reshape(*part.shape[:2], self.num_heads, -1)
+            for part in (self.query(placed_BTD), self.key(placed_BTD), self.value(x_BTD))
+        )
+        return self.output(causal_attention(q_BTHC, k_BTHC, v_BTHC).reshape(x_BTD.shape))
+
+
+class _Block(nnx.Module):
+    """Pre-norm attention, added to the residual stream."""
+
+    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.attention = _Attention(config, dtype, rngs)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
+        return x_BTD + self.attention(self.norm(x_BTD), positions_TD)
+
+
+class _LanguageModel(nnx.Module):
+    """Embedding, blocks, final norm, unembedding of its own."""
+
+    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        spread = nnx.initializers.normal(_std(config))
+        self.activations = dtype
+        self.embed = nnx.Param(spread(rngs.params(), (config.vocabulary, config.model_width), jnp.float32))
+        self.positions = nnx.Param(spread(rngs.params(), (config.num_tokens, config.model_width), jnp.float32))
+        self.blocks = nnx.List([_Block(config, dtype, rngs) for _ in range(config.num_layers)])
+        self.final_norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.unembed = nnx.Linear(config.model_width, config.vocabulary, kernel_init=spread, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        x_BTD = jnp.take(self.embed[...].astype(self.activations), tokens_BT, axis=0)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, self.positions[: tokens_BT.shape[1]])
+        return self.unembed(self.final_norm(x_BTD))
+
+
+def _std(config: AttentionOnlyConfig) -> float:
+    """Of all weights at the start: 0.8 / sqrt(D), which is 0.05 at the paper's width."""
+    return 0.8 / math.sqrt(config.model_width)
