@@ -138,6 +138,10 @@ class Program:
             - facts.alias_size_in_bytes
         )
 
+    def text(self, *args: Any) -> str:
+        """The compiled instructions of one chunk."""
+        return self._compile("advance", self.advance_fn, *args).as_text() or ""
+
     def dataset_loss(self, params: Params, arrays: Any) -> Loss:
         """L(w*) over all examples."""
         with self._precision():
@@ -198,7 +202,8 @@ class Program:
 
         def over_runs(step_one_run: Callable, states: ChainState, step: Int[Array, ""]) -> Any:
             # Batches are drawn once a stream, outside the vmap over runs, and picked by index inside it.
-            batches, axis = self._batches(arrays, batch_roots, step)
+            with jax.named_scope("batch"):
+                batches, axis = self._batches(arrays, batch_roots, step)
 
             def one(run: RunInputs, anchor: Params, state: ChainState, batch: Batch) -> Any:
                 posterior, sampler = self._sampler(run, anchor, mask, step)

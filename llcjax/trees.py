@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from llcjax.types import Params, PRNGKey
 
 
+@jax.named_scope("noise")
 def normal_like(key: PRNGKey, tree: Params) -> Params:
     """Standard normal noise of the shapes of `tree`, drawn as one flat vector and cut up.
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import checkpoints, compile_time, efficiency, harness, precision, prng, scaling, throughput
+from benchmarks import breakdown, checkpoints, compile_time, efficiency, harness, precision, prng, scaling, throughput
 from llcjax import bench, cli
 
 
@@ -62,7 +62,7 @@ def test_the_benchmark_runs(tmp_path):
 
 @pytest.mark.parametrize(
     "module",
-    [prng, compile_time, checkpoints, efficiency, scaling, precision],
+    [prng, compile_time, checkpoints, efficiency, scaling, precision, breakdown],
     ids=lambda module: module.__name__,
 )
 def test_every_benchmark_runs_at_toy_size(module, tmp_path):
@@ -78,3 +78,11 @@ def test_the_generator_of_the_library_does_not_depend_on_the_batch(tmp_path):
     rows = json.loads(harness.run("prng", prng.measure, ["--toy", "--out", str(tmp_path)]).read_text())["rows"]
     (ours,) = [row for row in rows if row["llcjax uses it"]]
     assert ours["generator"] == "threefry2x32" and ours["same alone and in a batch"] == "yes"
+
+
+def test_every_part_of_the_transformer_is_told_apart():
+    found = breakdown.rows("regression", "highest", 4, 1)
+    assert {row["part"] for row in found} >= {*breakdown.PARTS, breakdown.REST, "by the clock"}
+    shares = [row["share (%)"] for row in found if row["part"] in (*breakdown.PARTS, breakdown.REST)]
+    assert sum(shares) == pytest.approx(100)
+    assert all(row["backward (us)"] > 0 for row in found if row["part"] in ("attention", "mlp", "norm", "qkv"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -73,12 +74,16 @@ class _Attention(nnx.Module):
         )
 
     def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
-        q_BTHC, k_BTHC, v_BTHC = (
-            part.reshape(*part.shape[:2], self.num_heads, -1)
-            for part in (self.query(placed_BTD), self.key(placed_BTD), self.value(x_BTD))
-        )
-        return self.output(causal_attention(q_BTHC, k_BTHC, v_BTHC).reshape(x_BTD.shape))
+        with jax.named_scope("qkv"):
+            placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
+            q_BTHC, k_BTHC, v_BTHC = (
+                part.reshape(*part.shape[:2], self.num_heads, -1)
+                for part in (self.query(placed_BTD), self.key(placed_BTD), self.value(x_BTD))
+            )
+        with jax.named_scope("attention"):
+            mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC).reshape(x_BTD.shape)
+        with jax.named_scope("output"):
+            return self.output(mixed_BTD)
 
 
 class _Block(nnx.Module):
@@ -89,7 +94,9 @@ class _Block(nnx.Module):
         self.attention = _Attention(config, dtype, rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        return x_BTD + self.attention(self.norm(x_BTD), positions_TD)
+        with jax.named_scope("norm"):
+            normed_BTD = self.norm(x_BTD)
+        return x_BTD + self.attention(normed_BTD, positions_TD)
 
 
 class _LanguageModel(nnx.Module):
@@ -105,10 +112,14 @@ class _LanguageModel(nnx.Module):
         self.unembed = nnx.Linear(config.model_width, config.vocabulary, kernel_init=spread, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        x_BTD = jnp.take(self.embed[...].astype(self.activations), tokens_BT, axis=0)
+        with jax.named_scope("embed"):
+            x_BTD = jnp.take(self.embed[...].astype(self.activations), tokens_BT, axis=0)
         for block in self.blocks:
             x_BTD = block(x_BTD, self.positions[: tokens_BT.shape[1]])
-        return self.unembed(self.final_norm(x_BTD))
+        with jax.named_scope("norm"):
+            normed_BTD = self.final_norm(x_BTD)
+        with jax.named_scope("unembed"):
+            return self.unembed(normed_BTD)
 
 
 def _std(config: AttentionOnlyConfig) -> float:

@@ -111,6 +111,7 @@ def _norm(config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> nnx.L
     return nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=compute.activations, rngs=rngs)
 
 
+@jax.named_scope("norm")
 def _normalise(norm: nnx.LayerNorm | None, x_BTD: Array) -> Array:
     return x_BTD if norm is None else norm(x_BTD)
 
@@ -124,18 +125,20 @@ class _Attention(nnx.Module):
         self.output = _linear(config.model_width, config.model_width, compute, rngs, bias=False)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        qkv_BTE = self.qkv(x_BTD)
-        tokens, width = x_BTD.shape[1:]
-        products = kernel_products(self.kernels)
-        if products is None or not fits(tokens, width // self.num_heads):
-            return self.output(self._mixed(qkv_BTE))
-        return self.output(
-            short_attention(AttentionSpec(num_tokens=tokens, num_heads=self.num_heads, products=products), qkv_BTE)
-        )
+        with jax.named_scope("qkv"):
+            qkv_BTE = self.qkv(x_BTD)
+        mixed_BTD = self._mixed(qkv_BTE)
+        with jax.named_scope("output"):
+            return self.output(mixed_BTD)
 
+    @jax.named_scope("attention")
     def _mixed(self, qkv_BTE: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
-        """Values of earlier tokens, mixed, in plain jax."""
+        """Values of earlier tokens, mixed: by the kernel where it is wanted and takes these sizes."""
         batch, tokens, width = qkv_BTE.shape[0], qkv_BTE.shape[1], qkv_BTE.shape[2] // 3
+        products = kernel_products(self.kernels)
+        if products is not None and fits(tokens, width // self.num_heads):
+            spec = AttentionSpec(num_tokens=tokens, num_heads=self.num_heads, products=products)
+            return short_attention(spec, qkv_BTE)
         qkv_BTHC = qkv_BTE.reshape(batch, tokens, self.num_heads, 3 * width // self.num_heads)
         q_BTHC, k_BTHC, v_BTHC = jnp.split(qkv_BTHC, 3, axis=-1)
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / math.sqrt(width // self.num_heads)
@@ -158,8 +161,9 @@ class _Block(nnx.Module):
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x_BTD = x_BTD + self.attention(_normalise(self.attention_norm, x_BTD))
-        hidden_BTF = jax.nn.relu(self.mlp_in(_normalise(self.mlp_norm, x_BTD)))
-        return x_BTD + self.mlp_out(hidden_BTF)
+        normed_BTD = _normalise(self.mlp_norm, x_BTD)
+        with jax.named_scope("mlp"):
+            return x_BTD + self.mlp_out(jax.nn.relu(self.mlp_in(normed_BTD)))
 
 
 class _Transformer(nnx.Module):
@@ -177,7 +181,10 @@ class _Transformer(nnx.Module):
         self.unembed = _linear(config.model_width, token_width, compute, rngs, bias=True)
 
     def __call__(self, tokens_BTI: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
-        x_BTD = (self.embed(tokens_BTI) + self.positions[...]).astype(self.activations)
+        with jax.named_scope("embed"):
+            x_BTD = (self.embed(tokens_BTI) + self.positions[...]).astype(self.activations)
         for block in self.blocks:
             x_BTD = x_BTD + block(x_BTD) if self.double_residual else block(x_BTD)
-        return self.unembed(_normalise(self.final_norm, x_BTD)).astype(jnp.float32)
+        normed_BTD = _normalise(self.final_norm, x_BTD)
+        with jax.named_scope("unembed"):
+            return self.unembed(normed_BTD).astype(jnp.float32)

@@ -70,10 +70,11 @@ def from_transform(posterior: LocalPosterior, transform: optax.GradientTransform
 
     def step(key: PRNGKey, state: SamplerState, batch: Batch) -> tuple[SamplerState, StepInfo]:
         loss, gradient = posterior.loss_and_grad(state.params, batch)
-        gradient = posterior.sampled(gradient)
-        updates, carried = transform.update(gradient, state.carried, state.params, key=key)
-        moved = optax.apply_updates(state.params, posterior.sampled(updates))
-        info = StepInfo(loss, optax.tree.norm(gradient))
-        return SamplerState(posterior.confine(moved), carried), info
+        with jax.named_scope("update"):
+            gradient = posterior.sampled(gradient)
+            updates, carried = transform.update(gradient, state.carried, state.params, key=key)
+            moved = optax.apply_updates(state.params, posterior.sampled(updates))
+            info = StepInfo(loss, optax.tree.norm(gradient))
+            return SamplerState(posterior.confine(moved), carried), info
 
     return Sampler(init, step)
