@@ -134,9 +134,14 @@ def measure(options: Options) -> Measured:
         rows=found,
         settings={"draws": 3 if cpu else 20},
         notes=[
-            "Microseconds of a step of one chain. On several cores what ran is more than the clock says.",
-        ] if cpu else ["Microseconds of a step of one chain; what the clock says beyond what ran is idle time."],
-    )  # fmt: skip
+            "Microseconds of a step of one chain. "
+            + (
+                "An instruction may use several cores, and several may run at once."
+                if cpu
+                else "The rest is idle time."
+            )
+        ],
+    )
 
 
 if __name__ == "__main__":

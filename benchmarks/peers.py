@@ -1,95 +1,223 @@
-"""Chain-steps a second of devinterp and of llcjax on the same small networks, 4 chains, one after the other in turn.
+"""Chain-steps a second of llcjax and of other libraries on the same networks: 4 chains, the same batches and steps.
 
-devinterp 1.3.2 runs its documented call in a process and environment of its own (`benchmarks/peer.py`), once with a
-loader that slices tensors in memory and once with torch's DataLoader, as its documentation has it. llcjax runs a sweep
-of the same model, data, batch size, chains and draws, with L(w*) evaluated once as devinterp does. Every time is that
-of a whole call; before the first, both sides make a short one, which loads and compiles what they need.
+Each peer runs in a process and environment of its own (`benchmarks/peer.py`), in the fastest way that its documentation
+shows and with the data on the device, and where that differs also as its first example has it. llcjax runs a sweep of
+the same model, data, batch size, chains and precision (float32; on a GPU TF32 products on all sides), with L(w*)
+evaluated once, as the peers do. That all sides compute the same function is checked on L(w*).
+
+Every time is that of a whole call, from the arrays on the device to the LLC, set-up included, with draws enough to
+make that minor. Sides whose loop over the steps is compiled make more draws than those that loop in Python, since
+their calls would be over too soon. The sides take turns; an untimed turn first loads and compiles what they need.
 """
 
 from __future__ import annotations
 
-import statistics
+import contextlib
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import llcjax
 from benchmarks.harness import Measured, Options, Row, run
-from benchmarks.peer import Peer
+from benchmarks.peer import PYTHONS, Peer, PeerError, stored
 from llcjax.bench import WORKLOADS, Workload
 from llcjax.checkpoints import bank_of
 from llcjax.config import SweepConfig
+from llcjax.pipelines.regression import PRESETS
+from llcjax.tasks.regression import tokens
 from llcjax.trees import num_params
 
-NUM_DRAWS = {"toy": 2000, "mlp": 100}
 NUM_CHAINS = 4
+NUM_DRAWS = {
+    "cpu": {"toy": (1500, 20_000), "mlp": (150, 500), "regression": (16, 16)},
+    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (500, 5000)},
+}
+"""Device -> workload -> draws of sides that loop over the steps in Python, and of those that compile the loop."""
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "devinterp_worker": {", sliced": {}, ", DataLoader": {"sliced": False}},
+    "devinterp2_worker": {"": {}},
+    "canonical_worker": {
+        ", sliced": {"compile": "reduce-overhead"},
+        ", sliced, compile=True": {"compile": True},
+        ", as shipped": {"sliced": False, "compile": "reduce-overhead"},
+    },
+    "blackjax_worker": {"": {}},
+}
+"""Worker -> what follows its name in the table -> its options."""
+
+
+class Side(NamedTuple):
+    """A row to be."""
+
+    name: str
+    call: Callable[[SweepConfig], float]
+    """Seconds of a call with a configuration."""
+    config: SweepConfig
+
+    def seconds(self) -> float:
+        """Of one call."""
+        return self.call(self.config)
+
+    @property
+    def steps(self) -> int:
+        """Chain steps of a call."""
+        return self.config.num_chains * self.config.num_draws
+
+
+def device() -> str:
+    """`cpu` or `gpu`."""
+    return jax.default_backend()
 
 
 def config_of(work: Workload, num_draws: int) -> SweepConfig:
-    """What both sides run."""
+    """What all sides run."""
     return SweepConfig(
         n_beta=10.0, localization=100.0, step_size=1e-6, num_chains=NUM_CHAINS, num_draws=num_draws,
-        batch_size=work.batch_size, baseline="dataset",
+        batch_size=work.batch_size, baseline="dataset", precision="highest" if device() == "cpu" else "tf32",
     )  # fmt: skip
 
 
-def sides(peer: Peer, work: Workload) -> dict[str, Callable[[SweepConfig], float]]:
-    """Seconds of a call, by what makes it."""
+def network_of(name: str, work: Workload) -> tuple[str, dict[str, np.ndarray]]:
+    """What the workers call the model, and its arrays: parameters by their paths, `inputs` and `targets`."""
+    leaves = jax.tree_util.tree_leaves_with_path(work.params)
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    if name == "regression":
+        heads = np.asarray(PRESETS["paper"].model.num_heads)
+        inputs, targets = map(np.asarray, (tokens(work.data), work.data.y))
+        return "icl_transformer", {**arrays, "num_heads": heads, "inputs": inputs, "targets": targets}
     inputs, labels = map(np.asarray, work.data)
-    arrays = {**jax.tree.map(np.asarray, work.params), "inputs": inputs, "targets": labels.astype(np.int64)}
+    return "perceptron", {**arrays, "inputs": inputs, "targets": labels.astype(np.int64)}  # torch's kind of label
+
+
+def loss_at_start(work: Workload) -> float:
+    """L(w*) on all data in float32."""
+    with jax.default_matmul_precision("highest"):
+        return float(jnp.mean(jax.jit(work.loss_fn)(work.params, work.data)))
+
+
+def our_call(work: Workload) -> Callable[[SweepConfig], float]:
+    """Seconds of a sweep."""
     bank = bank_of(work.params)
 
-    def ours(config: SweepConfig) -> float:
+    def seconds(config: SweepConfig) -> float:
         start = time.perf_counter()
         float(llcjax.estimates(llcjax.sweep(work.loss_fn, bank, work.data, config))["llc"].item())
         return time.perf_counter() - start
 
-    return {
-        "llcjax": ours,
-        "devinterp, sliced": lambda config: peer.estimate("perceptron", arrays, config, seed=0)[1],
-        "devinterp, DataLoader": lambda config: peer.estimate("perceptron", arrays, config, seed=0, sliced=False)[1],
-    }
+    return seconds
 
 
-def rows(peer: Peer, name: str, turns: int, num_draws: int) -> list[Row]:
-    """Rows of one workload: medians over the turns, and ratios taken turn by turn."""
-    work = WORKLOADS[name]()
-    calls, config = sides(peer, work), config_of(work, num_draws)
-    for call in calls.values():
-        call(config_of(work, min(num_draws, 100)))
-    calls["llcjax"](config)  # another length is another number of chunks, not another program
-    seconds = [{side: call(config) for side, call in calls.items()} for _ in range(turns)]
-    return [
-        {
-            "workload": name,
-            "parameters": num_params(work.params),
-            "library": side,
-            "chain-steps a second": NUM_CHAINS * num_draws / statistics.median(turn[side] for turn in seconds),
-            "llcjax is faster by": statistics.median(turn[side] / turn["llcjax"] for turn in seconds),
-        }
-        for side in calls
+def peer_call(
+    peer: Peer, model: str, file: str, wanted_loss: float, choices: Mapping[str, Any]
+) -> Callable[[SweepConfig], float]:
+    """Seconds of a peer's call, which raises ValueError where its network is not ours."""
+
+    def seconds(config: SweepConfig) -> float:
+        answer = peer.answer(model, file, config, seed=0, **choices)
+        if abs(answer["loss at start"] / wanted_loss - 1) > 1e-5:
+            raise ValueError(f"L(w*) of {peer_name(peer)} is {answer['loss at start']:.7g}, not {wanted_loss:.7g}.")
+        return answer["seconds"]
+
+    return seconds
+
+
+def peer_name(peer: Peer) -> str:
+    """The library, which a worker names first, and its version."""
+    return " ".join(next(iter(peer.versions.items())))
+
+
+def sides(peers: Mapping[str, Peer], work: Workload, model: str, file: str, num_draws: tuple[int, int]) -> list[Side]:
+    """All that run a workload whose network is in a file, ours first."""
+    loops, compiled = (config_of(work, draws) for draws in num_draws)
+    wanted_loss = loss_at_start(work)
+    return [Side("llcjax", our_call(work), compiled)] + [
+        Side(
+            peer_name(peer) + variant,
+            peer_call(peer, model, file, wanted_loss, choices),
+            compiled if worker == "blackjax_worker" else loops,
+        )
+        for worker, peer in peers.items()
+        for variant, choices in VARIANTS[worker].items()
     ]
 
 
+def warm(found: list[Side]) -> tuple[list[Side], list[str]]:
+    """Makes a first call of each side; those that can, and a sentence for each that cannot."""
+    able, sentences = [], []
+    for side in found:
+        try:
+            side.seconds()
+            able.append(side)
+        except PeerError as error:
+            sentences.append(f"{side.name} failed: {str(error).splitlines()[0]}")
+    return able, sentences
+
+
+def measured(
+    peers: Mapping[str, Peer], name: str, turns: int, num_draws: tuple[int, int]
+) -> tuple[list[Row], list[str]]:
+    """Rows of one workload, medians over the turns and of ratios taken turn by turn; and sentences on them."""
+    work = WORKLOADS[name]()
+    model, arrays = network_of(name, work)
+    with stored(arrays) as file:
+        able, sentences = warm(sides(peers, work, model, file, num_draws))
+        rates = np.array([[side.steps / side.seconds() for side in able] for _ in range(turns)])
+    found = [
+        {
+            "workload": name,
+            "parameters": num_params(work.params),
+            "library": side.name,
+            "draws": side.config.num_draws,
+            "chain-steps a second": float(rate),
+            "llcjax is faster by": float(ratio),
+        }
+        for side, rate, ratio in zip(able, np.median(rates, 0), np.median(rates[:, :1] / rates, 0), strict=True)
+    ]
+    return found, [f"{name}, {sentence}" for sentence in sentences]
+
+
+def started(stack: contextlib.ExitStack) -> dict[str, Peer]:
+    """The peers that there are environments for, by worker; they end with the stack.
+
+    Raises:
+        SystemExit: there is none, or one does not run on our device.
+    """
+    workers = [worker for worker, variable in PYTHONS.items() if os.environ.get(variable)]
+    if not workers:
+        raise SystemExit(f"skipped: one of {', '.join(PYTHONS.values())} must name a Python; see benchmarks/peer.py.")
+    peers = {}
+    for worker in workers:
+        peers[worker] = peer = Peer(worker)
+        stack.callback(peer.close)
+        if peer.versions["device"] != device():
+            raise SystemExit(f"{peer_name(peer)} would run on the {peer.versions['device']}, llcjax on the {device()}.")
+    return peers
+
+
 def measure(options: Options) -> Measured:
-    """Both perceptrons; `--only` takes `toy` or `mlp`."""
-    peer = Peer("devinterp_worker")
-    try:
-        found = [
-            row
-            for name, num_draws in NUM_DRAWS.items()
-            if options.wants(name)
-            for row in rows(peer, name, 1 if options.toy else 5, 20 if options.toy else num_draws)
-        ]
-    finally:
-        peer.close()
+    """All workloads; `--only` takes some of `toy`, `mlp` and `regression`."""
+    turns, rows = 1 if options.toy else 3 if device() == "cpu" else 5, []
+    notes = [f"Medians of the calls of {turns} turns; a ratio is the median of the ratios of a turn."]
+    with contextlib.ExitStack() as stack:
+        peers = started(stack)
+        for name, num_draws in NUM_DRAWS[device()].items():
+            if options.wants(name):
+                found, sentences = measured(peers, name, turns, (10, 10) if options.toy else num_draws)
+                rows += found
+                notes += sentences
+    missing = [variable for worker, variable in PYTHONS.items() if worker not in peers]
+    if missing:
+        notes.append(f"Left out, as no Python is named for them: {', '.join(missing)}.")
     return Measured(
-        title="Chain-steps a second beside devinterp, 4 chains",
-        rows=found,
-        settings={"peer": peer.versions, "draws": NUM_DRAWS},
-        notes=["Medians of five calls of each side, in turn; a ratio is the median of the five ratios of a turn."],
+        title=f"Chain-steps a second beside other libraries, {NUM_CHAINS} chains",
+        rows=rows,
+        settings={"peers": [peer.versions for peer in peers.values()]},
+        notes=notes,
     )
 
 

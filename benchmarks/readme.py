@@ -28,7 +28,11 @@ def rendered(text: str, results: Path = RESULTS) -> str:
         raise ValueError(
             f"tables without results: {sorted(places - files)}; results without a table: {sorted(files - places)}."
         )
-    return _PLACE.sub(lambda match: match[1] + _section(results / f"{match['name']}.json", match["what"]) + match[4], text)
+
+    def filled(match: re.Match[str]) -> str:
+        return match[1] + _section(results / f"{match['name']}.json", match["what"]) + match[4]
+
+    return _PLACE.sub(filled, text)
 
 
 def _section(path: Path, what: str) -> str:

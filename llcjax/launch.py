@@ -44,7 +44,8 @@ def run_job(
             if on_chunk is not None:
                 on_chunk(stats)
 
-        writer.on_chunk = report
+        if progress or on_chunk is not None:  # else nobody looks at what a report costs to make
+            writer.on_chunk = report
         plan = None
         try:
             while (missing := part[writer.done[part] < job.num_recorded]).size:

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 
 import llcjax
-from benchmarks import adaptive_bias, coverage, deep_linear, deep_linear_peers, harness, paired_baseline, peers, readme
+from benchmarks import (
+    adaptive_bias,
+    coverage,
+    deep_linear,
+    deep_linear_peers,
+    efficiency_peers,
+    harness,
+    paired_baseline,
+    peers,
+    readme,
+)
 from benchmarks.peer import PYTHONS, Peer, PeerError, stored
 from benchmarks.worker import serve
 from llcjax import reference
@@ -215,6 +225,28 @@ def test_peers_that_are_there_become_rows_and_the_others_a_sentence(monkeypatch,
     monkeypatch.setattr(FakePeer, "loss", 1.8)
     with pytest.raises(ValueError, match="of devinterp 1 is 1.8, not 1.74396"):
         peers.measure(harness.Options(toy=True, out=tmp_path, only=("toy",)))
+
+
+class FakeChains(FakePeer):
+    """16 chains whose LLCs are 10 with a standard deviation of 2, at 40 s in all."""
+
+    def answer(self, model, file, config, *, seed, exact_start):
+        assert exact_start and {"inputs", "targets"} <= set(np.load(file))
+        spread = np.array([-1.0, 1.0] * 8)
+        return {"llc of chains": (10 + 2 * spread / spread.std(ddof=1)).tolist(), "seconds": 40.0}
+
+
+@pytest.mark.parametrize("case", efficiency_peers.CASES)
+def test_seconds_to_five_percent_are_chains_times_seconds_of_a_chain(case, monkeypatch, tmp_path):
+    monkeypatch.setattr(efficiency_peers, "Peer", FakeChains)
+    ours, theirs = toy_rows(efficiency_peers, tmp_path, case)
+    # A chain knows the LLC to 2 / 10; four squared of them know it to 5%, at 40 / 16 seconds each.
+    assert theirs["chains to 5%"] == pytest.approx(16) and theirs["seconds to 5%"] == pytest.approx(40)
+    chain = 1e-6 * ours["time a chain step (us)"] * ours["steps of a chain"]
+    wanted = (ours["s.d. of a chain"] / (0.05 * abs(ours["LLC"]))) ** 2 * chain
+    assert ours["seconds to 5%"] == pytest.approx(wanted) and ours["llcjax is faster by"] == 1
+    assert theirs["llcjax is faster by"] == pytest.approx(40 / wanted)
+    assert theirs["from"] < theirs["llcjax is faster by"] < theirs["to"]
 
 
 @pytest.mark.parametrize("worker", PYTHONS)
