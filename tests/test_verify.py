@@ -153,7 +153,7 @@ def test_too_many_rows_beyond_two_fail_the_suite():
 
 def test_exit_codes_table_and_json(monkeypatch, capsys, tmp_path):
     shown = row(expected=None, posterior=None, peers="0.468 ± 0.153", note="improper at localization 0")
-    monkeypatch.setattr(cli, "verify", lambda suite, report: of(row(), shown, row(case="bad", estimate=1.2)))
+    monkeypatch.setattr(cli.tools, "verify", lambda suite, report: of(row(), shown, row(case="bad", estimate=1.2)))
     with pytest.raises(SystemExit) as stopped:
         cli.main(["verify", "--out", str(tmp_path / "new" / "rows.json")])
     assert stopped.value.code == 1
@@ -162,7 +162,7 @@ def test_exit_codes_table_and_json(monkeypatch, capsys, tmp_path):
     facts = json.loads((tmp_path / "new" / "rows.json").read_text())
     assert facts["passed"] is False and facts["provenance"]["jax"] and len(facts["rows"]) == 3
     assert facts["rows"][2]["z"] > 4 and facts["rows"][1]["z"] is None
-    monkeypatch.setattr(cli, "verify", lambda suite, report: of(row()))
+    monkeypatch.setattr(cli.tools, "verify", lambda suite, report: of(row()))
     cli.main(["verify", "--suite", "quick"])
     assert "passed in 1 s" in capsys.readouterr().out
 

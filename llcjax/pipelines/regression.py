@@ -58,7 +58,7 @@ class RegressionExperiment:
     kernels: Kernels = "xla"
     """How attention is computed: xla, or pallas for a kernel of its own (on a GPU)."""
     activations: Activations = "float32"
-    """How activations of the model are stored: float32, or bfloat16, which is faster on a GPU and rounds."""
+    """How activations of the model are stored: float32, or bfloat16, which halves memory traffic and rounds."""
     bank: str | None = None
     """Folder of checkpoints to sweep instead of training: a bank, per-step orbax folders, .npz or .safetensors."""
 

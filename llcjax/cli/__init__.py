@@ -1,0 +1,64 @@
+"""The command line: `llcjax run | train | calibrate | sweep | stages | report | verify | bench`.
+
+Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from llcjax import _compat, processes
+from llcjax.cli.arguments import shell
+from llcjax.cli.experiment import make_report, run_calibration, run_experiment
+from llcjax.cli.tools import find_and_print_stages, run_benchmark, run_verification
+from llcjax.interrupt import Interrupted
+
+OVERVIEW = """\
+usage: llcjax COMMAND ...
+
+  run regression      train, sweep, stages and report in one folder; finished steps are skipped
+  train regression    only the training
+  calibrate regression  a grid of step size, n_beta and localization at a few checkpoints; recommends one setting
+  sweep regression    training where it is missing, then the LLC sweep
+  stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
+  report DIR          estimates, stages and report of a finished sweep again
+  verify              known answers: true value, estimate, error and verdict of every case on this machine
+  bench               chain-steps a second on this machine, against what its arithmetic can do
+
+llcjax COMMAND --help explains every field with its unit and default.
+--preset quick (2 cores, minutes) or --preset paper (one GPU) chooses the defaults of run, train and sweep.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command line; ends with `SystemExit` on errors."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "run": lambda rest: run_experiment("run", rest),
+        "train": lambda rest: run_experiment("train", rest),
+        "calibrate": run_calibration,
+        "sweep": lambda rest: run_experiment("sweep", rest),
+        "stages": find_and_print_stages,
+        "report": make_report,
+        "verify": run_verification,
+        "bench": run_benchmark,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW, end="")
+        return
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in commands:
+            raise ValueError(f"command={command!r} is unknown; choose one of {', '.join(commands)}.")
+        # Before anything asks for a device.
+        if command in ("run", "sweep") and ("--distributed" in rest or processes.launched_by_slurm()):
+            processes.join()
+        _compat.enable_compilation_cache()
+        commands[command](rest)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"llcjax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"\nllcjax: {stop or 'stopped'}. Go on with: {shell(arguments)}", file=sys.stderr)
+        raise SystemExit(130) from None

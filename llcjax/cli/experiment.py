@@ -1,0 +1,167 @@
+"""Commands on an experiment in its folder: run, train, sweep, calibrate, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from llcjax import processes
+from llcjax.cli.arguments import last_option, parse, shell
+from llcjax.cli.tables import print_calibration, print_forecast, print_reports, print_verdicts
+from llcjax.config import SweepConfig
+from llcjax.config_file import load_sweep_config
+from llcjax.estimators import estimates
+from llcjax.pipelines import regression
+
+EXPERIMENTS = {"regression": regression.PRESETS}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _ExperimentOptions:
+    """Where an experiment lives, and its whole configuration."""
+
+    config: Annotated[regression.RegressionExperiment, tyro.conf.arg(name="")]
+    preset: str = "quick"
+    """Which defaults to start from: quick or paper."""
+    out: Path | None = None
+    """Folder of the results; default runs/EXPERIMENT-PRESET. An unfinished run there is resumed."""
+    settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """JSON file of sweep settings, such as calibrated.json; they replace those of the preset."""
+    progress: bool = True
+    """Progress bars on standard error."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _SharedOptions(_ExperimentOptions):
+    """An experiment whose sweep several processes may share."""
+
+    distributed: bool = False
+    """Joins other processes, started by srun or named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+    each sweeps its part of the checkpoints into the same folder. On by itself in a step of srun with several tasks."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _SweepOptions(_SharedOptions):
+    """A sweep of an experiment."""
+
+    dry_run: bool = False
+    """Prints launches, memory, arithmetic and predicted time, and stores nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _CalibrateOptions(_ExperimentOptions):
+    """A grid of sweep settings: several values of n_beta, localization and step_size."""
+
+    checkpoints: tuple[int, ...] = ()
+    """Training steps to look at; none = five, spread over the loss curve."""
+    second_sampler: str | None = None
+    """A further sampler, compared over the same n_beta and localization."""
+    second_step_size: tuple[float, ...] = ()
+    """Step sizes of the second sampler; none = those of the first."""
+    target_acceptance: float | None = None
+    """MALA acceptance that SGLD's step size is to have, such as 0.9: a warm-up finds it for each n_beta and
+    localization; none = the step sizes as given."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _ReportOptions:
+    """The report of a run folder."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder of a run."""
+
+
+def run_experiment(command: str, arguments: list[str]) -> None:
+    """`run`, `train` or `sweep`."""
+    name, rest = _experiment_name(arguments)
+    preset = _preset(name, rest)
+    kind = {"sweep": _SweepOptions, "run": _SharedOptions}.get(command, _ExperimentOptions)
+    default = kind(config=_with_settings(EXPERIMENTS[name][preset], rest), preset=preset)
+    options = parse(kind, rest, f"llcjax {command} {name}", default)
+    out = options.out or Path("runs") / f"{name}-{preset}"
+    if isinstance(options, _SweepOptions) and options.dry_run:
+        print_forecast(regression.forecast_sweep(options.config, out), len(options.config.sweep_seeds))
+        return
+    line = shell([command, *arguments])
+    run = regression.RegressionRun(options.config, out, command=line, progress=options.progress)
+    if command == "train":
+        run.banks()
+    elif command == "sweep":
+        for facts in run.sweeps().values():
+            if processes.is_first():
+                print_verdicts(estimates(facts))
+    else:
+        run.sweeps()
+        processes.first_alone(lambda: print_reports(run))
+
+
+def run_calibration(arguments: list[str]) -> None:
+    """`calibrate`."""
+    name, rest = _experiment_name(arguments)
+    preset = _preset(name, rest)
+    base = dataclasses.replace(EXPERIMENTS[name][preset], sweep=regression.GRIDS[preset])
+    default = _CalibrateOptions(config=_with_settings(base, rest), preset=preset)
+    options = parse(_CalibrateOptions, rest, f"llcjax calibrate {name}", default)
+    out = options.out or Path("runs") / f"{name}-{preset}"
+    line = shell(["calibrate", *arguments])
+    second = _second_grid(options)
+    run = regression.RegressionRun(options.config, out, command=line, progress=options.progress, calibrating=True)
+    result, page = run.calibrate(
+        checkpoints=options.checkpoints or None, second=second, target_acceptance=options.target_acceptance
+    )
+    print_calibration(result)
+    print(f"page: {page.resolve()}")
+    if result.recommended is not None:
+        file = page.parent / "calibrated.json"
+        print(f"use it: {shell(['sweep', name, '--config', str(file), '--out', 'FOLDER'])}")
+
+
+def make_report(arguments: list[str]) -> None:
+    """`report`."""
+    options = parse(_ReportOptions, arguments, "llcjax report")
+    experiment = regression.experiment_from(regression.load_experiment(options.directory))
+    line = shell(["report", str(options.directory)])
+    print_reports(regression.RegressionRun(experiment, options.directory, command=line))
+
+
+def _experiment_name(arguments: list[str]) -> tuple[str, list[str]]:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("-h", "--help", ""):
+        name, rest = "regression", ["--help"]
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment={name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}.")
+    return name, rest
+
+
+def _preset(name: str, arguments: list[str]) -> str:
+    """The preset named on the command line; it decides the defaults of all other options."""
+    chosen = last_option(arguments, "--preset") or "quick"
+    if chosen not in EXPERIMENTS[name]:
+        raise ValueError(f"preset={chosen!r} is unknown; choose one of {', '.join(EXPERIMENTS[name])}.")
+    return chosen
+
+
+def _with_settings(
+    experiment: regression.RegressionExperiment, arguments: list[str]
+) -> regression.RegressionExperiment:
+    """The experiment with the sweep settings of the file that `--config` names; flags come after it."""
+    path = last_option(arguments, "--config")
+    if path is None:
+        return experiment
+    return dataclasses.replace(experiment, sweep=load_sweep_config(path, experiment.sweep))
+
+
+def _second_grid(options: _CalibrateOptions) -> SweepConfig | None:
+    if options.second_sampler is None:
+        return None
+    first = options.config.sweep
+    return dataclasses.replace(
+        first,
+        sampler=options.second_sampler,
+        sampler_options={},
+        step_size=options.second_step_size or first.step_size,
+        acceptance_every=0,
+    )
