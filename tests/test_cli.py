@@ -15,7 +15,8 @@ import llcjax
 from llcjax.checkpoints import CheckpointBank, save_bank
 from llcjax.cli import main
 from llcjax.models import TransformerConfig, icl_transformer
-from llcjax.pipelines.regression import PRESETS, experiment_from, load_experiment
+from llcjax.pipelines.regression import PRESETS, experiment_from
+from llcjax.pipelines.run_folder import load_config
 
 TINY = [
     "--train.num-steps",
@@ -90,7 +91,7 @@ def test_report_and_stages_of_a_finished_run(finished, capsys):
     assert (finished / "report.html").exists()
     llc("stages", finished / "sweeps" / "seed_0")
     assert "Stages of llc" in capsys.readouterr().out
-    assert experiment_from(load_experiment(finished)).task.num_pairs == 4
+    assert experiment_from(load_config(finished)).task.num_pairs == 4
 
 
 def test_sweep_of_a_users_own_bank(tmp_path, capsys):

@@ -15,6 +15,7 @@ from llcjax.config import SweepConfig
 from llcjax.config_file import load_sweep_config
 from llcjax.estimators import estimates
 from llcjax.pipelines import regression
+from llcjax.pipelines.run_folder import load_config
 
 EXPERIMENTS = {"regression": regression.PRESETS}
 
@@ -122,7 +123,7 @@ def run_calibration(arguments: list[str]) -> None:
 def make_report(arguments: list[str]) -> None:
     """`report`."""
     options = parse(_ReportOptions, arguments, "llcjax report")
-    experiment = regression.experiment_from(regression.load_experiment(options.directory))
+    experiment = regression.experiment_from(load_config(options.directory))
     line = shell(["report", str(options.directory)])
     print_reports(regression.RegressionRun(experiment, options.directory, command=line))
 

@@ -26,6 +26,7 @@ from llcjax.keys import as_key
 from llcjax.metrics.regression import regression_metrics
 from llcjax.models.icl_transformer import Activations, TransformerConfig, icl_transformer
 from llcjax.models.kernels import Kernels
+from llcjax.pipelines.run_folder import check_all_but, claim
 from llcjax.provenance import provenance
 from llcjax.report import write_report
 from llcjax.report.calibration import write_calibration
@@ -178,9 +179,9 @@ class RegressionRun:
             check_fits(self._imported, jax.eval_shape(self.init, as_key(0)))
             check_finite(self._imported)
         if calibrating:
-            _check_but_sweep(self.out, as_dict(experiment))
+            check_all_but("sweep", self.out, as_dict(experiment), _completed)
         claimed = self.out / "calibration" if calibrating else self.out
-        processes.first_alone(lambda: _claim(claimed, as_dict(experiment)))
+        processes.first_alone(lambda: claim(claimed, as_dict(experiment), _completed))
 
     def banks(self) -> dict[int, CheckpointBank]:
         """The banks of the seeds to sweep, trained where they are not there yet."""
@@ -377,56 +378,12 @@ def _complete(path: Path) -> bool:
     return bool(np.all(facts["num_draws_done"].values >= facts.sizes["draw"]))
 
 
-def _claim(folder: Path, config: dict[str, Any]) -> None:
-    """Notes the config in the folder, or checks that it is the one that is there."""
-    path = folder / "config.json"
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is broken ({error}); choose another folder or remove this one.") from error
-        held = _completed(held)
-        if held != config:
-            name = _first_difference(held, config)
-            raise ValueError(f"out={folder} holds another config ({name} differs); choose another folder or remove it.")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config, indent=1))
-
-
 def _completed(held: dict[str, Any]) -> dict[str, Any]:
     """A config of an earlier version with the defaults of fields that came since, which change nothing."""
     try:
         return as_dict(experiment_from(held))
     except (ValueError, AttributeError):
         return held
-
-
-def _check_but_sweep(folder: Path, config: dict[str, Any]) -> None:
-    """Checks that the folder is free, or holds a run of the same task, model and training."""
-    if (folder / "config.json").exists():
-        _claim(folder, {**config, "sweep": _completed(load_experiment(folder)).get("sweep")})
-
-
-def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        for key in sorted({*held, *wanted}):
-            if held.get(key) != wanted.get(key):
-                return _first_difference(held.get(key), wanted.get(key), f"{name}.{key}" if name else key)
-    return f"{name}: {held!r} there, {wanted!r} asked for,"
-
-
-def load_experiment(folder: Path | str) -> dict[str, Any]:
-    """The config of a run folder.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} holds no run of llcjax ({error}); make one with `llcjax run`.") from error
 
 
 def experiment_from(config: dict[str, Any]) -> RegressionExperiment:
@@ -458,5 +415,4 @@ __all__ = [
     "RegressionRun",
     "experiment_from",
     "forecast_sweep",
-    "load_experiment",
 ]

@@ -1,0 +1,66 @@
+"""The folder of a run holds the config that it was made with, and takes no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Config = dict[str, Any]
+_NAME = "config.json"
+
+
+def load_config(folder: Path | str) -> Config:
+    """The config of a run folder.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    try:
+        return json.loads((Path(folder) / _NAME).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds no run of llcjax ({error}); make one with `llcjax run`.") from error
+
+
+def claim(folder: Path, config: Config, complete: Callable[[Config], Config]) -> None:
+    """Notes the config in the folder, or checks that it is the one that is there.
+
+    Args:
+        folder: of the run; made where it is missing.
+        config: of the run, as JSON values.
+        complete: fills in what a config of an earlier version lacks.
+
+    Raises:
+        ValueError: the folder holds another config, or a broken one.
+    """
+    path = folder / _NAME
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config, indent=1))
+        return
+    try:
+        held = complete(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is broken ({error}); choose another folder or remove this one.") from error
+    if held != config:
+        name = _first_difference(held, config)
+        raise ValueError(f"out={folder} holds another config ({name} differs); choose another folder or remove it.")
+
+
+def check_all_but(part: str, folder: Path, config: Config, complete: Callable[[Config], Config]) -> None:
+    """Checks that the folder is free, or holds a run whose config differs in one part at most.
+
+    Raises:
+        ValueError: another part differs too.
+    """
+    if (folder / _NAME).exists():
+        claim(folder, {**config, part: complete(load_config(folder)).get(part)}, complete)
+
+
+def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for key in sorted({*held, *wanted}):
+            if held.get(key) != wanted.get(key):
+                return _first_difference(held.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+    return f"{name}: {held!r} there, {wanted!r} asked for,"
