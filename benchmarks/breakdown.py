@@ -22,9 +22,9 @@ import jax
 import numpy as np
 
 from benchmarks.harness import Measured, Options, Row, run
-from llcjax.bench import WORKLOADS, suitable_workloads
+from llcjax.bench import WORKLOADS, launch_config, suitable_workloads
 from llcjax.checkpoints import bank_of
-from llcjax.config import Precision, SweepConfig
+from llcjax.config import Precision
 from llcjax.job import Job, launch_args
 from llcjax.launch import plan_launches
 from llcjax.plan import Plan
@@ -98,10 +98,7 @@ def _instruction(event: Any) -> str | None:
 def rows(name: str, precision: Precision, runs: int, num_draws: int) -> list[Row]:
     """One row a part of the step, and their sum."""
     work = WORKLOADS[name]()
-    config = SweepConfig(
-        n_beta=10.0, localization=100.0, step_size=1e-6, num_chains=runs, num_draws=num_draws, baseline="dataset",
-        batch_size=work.batch_size, precision=precision, runs_per_launch=runs, draws_per_chunk=num_draws,
-    )  # fmt: skip
+    config = launch_config(work, runs, num_draws, precision)
     parts, whole, plan = durations(make_job(work.loss_fn, bank_of(work.params), work.data, config))
     busy, common = sum(parts.values()), {"workload": name, "precision": precision, "chains": plan.runs_per_launch}
     found = []

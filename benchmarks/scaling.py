@@ -12,10 +12,8 @@ import os
 import jax
 
 from benchmarks.harness import Measured, Options, Row, run
-from llcjax.bench import WORKLOADS
-from llcjax.checkpoints import bank_of
-from llcjax.config import SweepConfig
-from llcjax.forecast import forecast
+from llcjax.bench import throughput
+from llcjax.config import Precision
 
 SIMULATED = 8
 
@@ -28,15 +26,10 @@ def counts() -> list[int]:
 
 def chain_steps(name: str, devices: list[jax.Device], runs: int, num_draws: int) -> float:
     """Chain-steps a second of a launch of so many chains on some devices."""
-    work, gpu = WORKLOADS[name](), devices[0].platform != "cpu"
-    config = SweepConfig(
-        n_beta=10.0, localization=100.0, step_size=1e-6, num_chains=runs, num_draws=num_draws, baseline="dataset",
-        batch_size=work.batch_size, precision="tf32" if gpu else "highest", runs_per_launch=runs,
-        draws_per_chunk=num_draws,
-    )  # fmt: skip
-    seen = forecast(work.loss_fn, bank_of(work.params), work.data, config, repeats=5, devices=devices)
-    assert seen.plan.runs_per_launch == runs
-    return 1 / seen.seconds_per_step
+    precision: Precision = "highest" if devices[0].platform == "cpu" else "tf32"
+    seen = throughput(name, runs, precision=precision, num_draws=num_draws, devices=devices)
+    assert seen.runs == runs
+    return seen.chain_steps
 
 
 def rows(name: str, most_runs: int, num_draws: int) -> list[Row]:

@@ -19,8 +19,9 @@ from llcjax.config import Precision, SweepConfig
 from llcjax.forecast import forecast
 from llcjax.keys import as_key
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
-from llcjax.models.icl_transformer import Activations, icl_transformer
+from llcjax.models.icl_transformer import icl_transformer
 from llcjax.models.kernels import Kernels
+from llcjax.models.sizes import Activations
 from llcjax.pipelines.regression import PRESETS
 from llcjax.tasks.regression import squared_error
 from llcjax.tasks.text import next_token_loss
@@ -151,8 +152,26 @@ def check_workloads(names: Sequence[str]) -> None:
             raise ValueError(f"workload={name!r} is unknown; choose one of {', '.join(WORKLOADS)}.")
 
 
+def launch_config(work: Workload, runs: int, num_draws: int, precision: Precision) -> SweepConfig:
+    """One launch of chains, one chunk of draws long, whose steps are a gradient and nothing else.
+
+    L(w*) is one number for all draws, instead of a forward pass at each.
+    """
+    return SweepConfig(
+        n_beta=(10.0,), localization=(100.0,), step_size=(1e-6,), num_chains=runs, num_draws=num_draws,
+        baseline="dataset", batch_size=work.batch_size, precision=precision, runs_per_launch=runs,
+        draws_per_chunk=num_draws,
+    )  # fmt: skip
+
+
 def throughput(
-    name: str, runs: int, *, precision: Precision = "highest", num_draws: int = 100, repeats: int = 5
+    name: str,
+    runs: int,
+    *,
+    precision: Precision = "highest",
+    num_draws: int = 100,
+    repeats: int = 5,
+    devices: list[jax.Device] | None = None,
 ) -> Throughput:
     """Times SGLD on a workload, warm, as a sweep runs it: batches drawn on the device, losses recorded.
 
@@ -162,6 +181,7 @@ def throughput(
         precision: of the matrix products.
         num_draws: steps of a chunk, between two visits of the host.
         repeats: chunks that are timed; the median counts.
+        devices: that share the chains; None takes all local ones.
 
     Raises:
         ValueError: an unknown workload.
@@ -175,13 +195,8 @@ def throughput(
     """
     check_workloads([name])
     work = WORKLOADS[name]()
-    # One number of L(w*) for all draws, so that a step is a gradient and nothing else.
-    config = SweepConfig(
-        n_beta=(10.0,), localization=(100.0,), step_size=(1e-6,), num_chains=runs, num_draws=num_draws,
-        baseline="dataset", batch_size=work.batch_size, precision=precision, runs_per_launch=runs,
-        draws_per_chunk=num_draws,
-    )  # fmt: skip
-    seen = forecast(work.loss_fn, bank_of(work.params), work.data, config, repeats=repeats)
+    config = launch_config(work, runs, num_draws, precision)
+    seen = forecast(work.loss_fn, bank_of(work.params), work.data, config, repeats=repeats, devices=devices)
     return Throughput(
         workload=name,
         num_params=num_params(work.params),

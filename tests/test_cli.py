@@ -154,6 +154,7 @@ def test_nan_parameters_and_a_wrong_model_are_refused(tmp_path, capsys):
     save_bank(CheckpointBank(params={"w": np.zeros((1, 3), np.float32)}, steps=np.array([4])), tmp_path / "other")
     llc("sweep", "regression", "--out", tmp_path / "p", "--bank", tmp_path / "other", *TINY, expect=2)
     one_sentence(capsys, "does not fit the model")
+    assert not (tmp_path / "o").exists() and not (tmp_path / "p").exists()  # refused before a folder is claimed
 
 
 def test_help_explains_fields_with_units_and_defaults(capsys):

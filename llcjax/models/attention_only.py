@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from llcjax.models.attention import causal_attention
 from llcjax.models.functional import functional
-from llcjax.models.icl_transformer import Activations
+from llcjax.models.sizes import Activations, check_sizes
 from llcjax.types import ApplyFn, InitFn
 
 
@@ -39,13 +39,7 @@ class AttentionOnlyConfig:
 
     def __post_init__(self) -> None:
         """Checks that the heads divide the width."""
-        if min(self.num_layers, self.num_heads, self.model_width, self.num_tokens, self.vocabulary) < 1:
-            raise ValueError(f"model sizes must be at least 1, but got {self}.")
-        if self.model_width % self.num_heads:
-            raise ValueError(
-                f"model_width={self.model_width} is not a multiple of num_heads={self.num_heads}; "
-                "choose a width that the heads divide."
-            )
+        check_sizes(self, self.num_layers, self.num_heads, self.model_width, self.num_tokens, self.vocabulary)
 
 
 def attention_only(config: AttentionOnlyConfig, activations: Activations = "float32") -> tuple[InitFn, ApplyFn]:

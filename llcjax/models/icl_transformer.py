@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,11 @@ from jaxtyping import Array, Float
 
 from llcjax.models.functional import functional
 from llcjax.models.kernels import Kernels, kernel_products
-from llcjax.models.kernels.short_attention import AttentionSpec, fits, short_attention
+from llcjax.models.sizes import Activations, check_sizes
 from llcjax.types import ApplyFn, InitFn
 
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), weights and biases alike.
 _WEIGHT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-Activations = Literal["float32", "bfloat16"]
 
 
 class _Compute(NamedTuple):
@@ -53,13 +50,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Checks that the heads divide the width."""
-        if min(self.num_layers, self.num_heads, self.model_width, self.mlp_width) < 1:
-            raise ValueError(f"model sizes must be at least 1, but got {self}.")
-        if self.model_width % self.num_heads:
-            raise ValueError(
-                f"model_width={self.model_width} is not a multiple of num_heads={self.num_heads}; "
-                "choose a width that the heads divide."
-            )
+        check_sizes(self, self.num_layers, self.num_heads, self.model_width, self.mlp_width)
 
 
 def icl_transformer(
@@ -136,9 +127,16 @@ class _Attention(nnx.Module):
         """Values of earlier tokens, mixed: by the kernel where it is wanted and takes these sizes."""
         batch, tokens, width = qkv_BTE.shape[0], qkv_BTE.shape[1], qkv_BTE.shape[2] // 3
         products = kernel_products(self.kernels)
-        if products is not None and fits(tokens, width // self.num_heads):
-            spec = AttentionSpec(num_tokens=tokens, num_heads=self.num_heads, products=products)
-            return short_attention(spec, qkv_BTE)
+        if products is not None:
+            from llcjax.models.kernels.short_attention import (
+                AttentionSpec,
+                fits,
+                short_attention,
+            )  # Pallas loads slowly
+
+            if fits(tokens, width // self.num_heads):
+                spec = AttentionSpec(num_tokens=tokens, num_heads=self.num_heads, products=products)
+                return short_attention(spec, qkv_BTE)
         qkv_BTHC = qkv_BTE.reshape(batch, tokens, self.num_heads, 3 * width // self.num_heads)
         q_BTHC, k_BTHC, v_BTHC = jnp.split(qkv_BTHC, 3, axis=-1)
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / math.sqrt(width // self.num_heads)

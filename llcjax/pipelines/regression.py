@@ -24,8 +24,9 @@ from llcjax.estimators import estimates
 from llcjax.forecast import Forecast, forecast
 from llcjax.keys import as_key
 from llcjax.metrics.regression import regression_metrics
-from llcjax.models.icl_transformer import Activations, TransformerConfig, icl_transformer
+from llcjax.models.icl_transformer import TransformerConfig, icl_transformer
 from llcjax.models.kernels import Kernels
+from llcjax.models.sizes import Activations
 from llcjax.pipelines.run_folder import check_all_but, claim
 from llcjax.provenance import provenance
 from llcjax.report import write_report
