@@ -9,6 +9,7 @@ where there is something to gain.
 from __future__ import annotations
 
 import collections
+import os
 import re
 import statistics
 import tempfile
@@ -17,6 +18,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# A command buffer would run as one, and hide its instructions from the profiler; read when jax starts.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
 
 import jax
 import numpy as np

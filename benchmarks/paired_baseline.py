@@ -64,6 +64,8 @@ class Case:
     """The rest: counts, batch size, precision."""
     num_heads: int = 0
     """Of a transformer; its parameters do not tell."""
+    loss_in_bfloat16: LossFn | None = None
+    """Of a transformer with activations in bfloat16."""
 
     def at(self, n_beta: float, **changes: Any) -> SweepConfig:
         """The sweep at one temperature."""
@@ -138,6 +140,7 @@ def _transformer(
     return Case(
         model=f"transformer, {num_params(bank.checkpoint(0)):,} parameters",
         loss_fn=squared_error(apply),
+        loss_in_bfloat16=squared_error(_model(dataclasses.replace(experiment, activations="bfloat16"))[1]),
         bank=bank,
         data=experiment.task.sample(as_key(experiment.data_seed), experiment.num_examples),
         n_beta=(66.67, 300.0, 1000.0),
@@ -149,7 +152,10 @@ def _transformer(
 
 
 def _model(experiment: RegressionExperiment) -> tuple[InitFn, ApplyFn]:
-    return icl_transformer(experiment.model, experiment.task.num_tokens, experiment.task.token_width)
+    task = experiment.task
+    return icl_transformer(
+        experiment.model, task.num_tokens, task.token_width, experiment.kernels, experiment.activations
+    )
 
 
 def _toy(config: SweepConfig) -> SweepConfig:

@@ -13,6 +13,7 @@ their calls would be over too soon. The sides take turns; an untimed turn first 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from benchmarks.harness import Measured, Options, Row, run
 from benchmarks.peer import PYTHONS, Peer, PeerError, stored
 from llcjax.bench import WORKLOADS, Workload
 from llcjax.checkpoints import bank_of
-from llcjax.config import SweepConfig
+from llcjax.config import Precision, SweepConfig
 from llcjax.pipelines.regression import PRESETS
 from llcjax.tasks.regression import tokens
 from llcjax.trees import num_params
@@ -35,9 +36,19 @@ from llcjax.trees import num_params
 NUM_CHAINS = 4
 NUM_DRAWS = {
     "cpu": {"toy": (1500, 20_000), "mlp": (150, 500), "regression": (16, 16)},
-    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (500, 5000)},
+    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (200, 2000)},
 }
 """Device -> workload -> draws of sides that loop over the steps in Python, and of those that compile the loop."""
+MANY_CHAINS = 128
+AT_ONCE: Mapping[str, Mapping[str, tuple[str, Precision]]] = {
+    "regression": {
+        "plain jax, TF32": ("regression", "tf32"),
+        "kernels, TF32": ("regression-pallas", "tf32"),
+        "kernels, bf16": ("regression-pallas-bf16", "bf16"),
+    }
+}
+"""Workload -> what follows our name -> the same network as we compute it, and the precision. On a GPU we run many
+chains at once, which no peer can."""
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "devinterp_worker": {", sliced": {}, ", DataLoader": {"sliced": False}},
     "devinterp2_worker": {"": {}},
@@ -131,11 +142,25 @@ def peer_name(peer: Peer) -> str:
     return " ".join(next(iter(peer.versions.items())))
 
 
-def sides(peers: Mapping[str, Peer], work: Workload, model: str, file: str, num_draws: tuple[int, int]) -> list[Side]:
+def sides(
+    peers: Mapping[str, Peer], name: str, work: Workload, model: str, file: str, num_draws: tuple[int, int]
+) -> list[Side]:
     """All that run a workload whose network is in a file, ours first."""
     loops, compiled = (config_of(work, draws) for draws in num_draws)
     wanted_loss = loss_at_start(work)
-    return [Side("llcjax", our_call(work), compiled)] + [
+    ours = [Side("llcjax", our_call(work), compiled)]
+    if device() == "gpu":
+        ours += [
+            Side(
+                f"llcjax, {MANY_CHAINS} chains at once, {how}",
+                our_call(WORKLOADS[variant]()),
+                dataclasses.replace(
+                    compiled, num_chains=MANY_CHAINS, num_draws=compiled.num_draws // 4, precision=precision
+                ),
+            )
+            for how, (variant, precision) in AT_ONCE.get(name, {}).items()
+        ]
+    return ours + [
         Side(
             peer_name(peer) + variant,
             peer_call(peer, model, file, wanted_loss, choices),
@@ -165,7 +190,7 @@ def measured(
     work = WORKLOADS[name]()
     model, arrays = network_of(name, work)
     with stored(arrays) as file:
-        able, sentences = warm(sides(peers, work, model, file, num_draws))
+        able, sentences = warm(sides(peers, name, work, model, file, num_draws))
         rates = np.array([[side.steps / side.seconds() for side in able] for _ in range(turns)])
     found = [
         {
@@ -201,7 +226,7 @@ def started(stack: contextlib.ExitStack) -> dict[str, Peer]:
 
 def measure(options: Options) -> Measured:
     """All workloads; `--only` takes some of `toy`, `mlp` and `regression`."""
-    turns, rows = 1 if options.toy else 3 if device() == "cpu" else 5, []
+    turns, rows = 1 if options.toy else 3, []
     notes = [f"Medians of the calls of {turns} turns; a ratio is the median of the ratios of a turn."]
     with contextlib.ExitStack() as stack:
         peers = started(stack)

@@ -22,15 +22,24 @@ from benchmarks.harness import Measured, Options, Row, run
 from benchmarks.paired_baseline import Case, transformer
 from llcjax.config import Precision, as_dict
 from llcjax.forecast import forecast
+from llcjax.types import LossFn
+
+
+def policies(case: Case) -> dict[str, tuple[LossFn, Precision]]:
+    """The precisions of the products, and on a GPU bfloat16 for what stands between them too."""
+    found: dict[str, tuple[LossFn, Precision]] = {name: (case.loss_fn, name) for name in get_args(Precision)}
+    if jax.default_backend() == "gpu" and case.loss_in_bfloat16 is not None:
+        found["bf16, activations too"] = (case.loss_in_bfloat16, "bf16")
+    return found
 
 
 def rows(case: Case, repeats: int) -> list[Row]:
     """One row a checkpoint and precision."""
     tables, times = {}, {}
-    for precision in get_args(Precision):
+    for name, (loss_fn, precision) in policies(case).items():
         config = dataclasses.replace(case.at(case.n_beta[0]), precision=precision)
-        tables[precision] = llcjax.estimates(llcjax.sweep(case.loss_fn, case.bank, case.data, config)).isel(setting=0)
-        times[precision] = forecast(case.loss_fn, case.bank, case.data, config, repeats=repeats).seconds_per_step
+        tables[name] = llcjax.estimates(llcjax.sweep(loss_fn, case.bank, case.data, config)).isel(setting=0)
+        times[name] = forecast(loss_fn, case.bank, case.data, config, repeats=repeats).seconds_per_step
     return [_row(case, index, precision, tables, times) for index in range(len(case.bank)) for precision in tables]
 
 

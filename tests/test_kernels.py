@@ -10,12 +10,14 @@ from jax.lax import DotAlgorithmPreset
 from llcjax import trees
 from llcjax.models import TransformerConfig, icl_transformer
 from llcjax.models.kernels import Products, kernel_products
+from llcjax.models.kernels.block_tail import TailSpec, TailWeights, block_tail
+from llcjax.models.kernels.normed_linear import LinearSpec, normed_linear
 from llcjax.models.kernels.short_attention import AttentionSpec, short_attention
 
 SIZES = {
-    "the paper's": (TransformerConfig(), 16, 8),
-    "a tile that is not full": (TransformerConfig(num_layers=1), 16, 5),
-    "one head, other widths": (TransformerConfig(num_layers=1, num_heads=1, model_width=32, mlp_width=8), 8, 3),
+    "the paper's": (TransformerConfig(num_layers=1), 16, 8),
+    "a tile that is not full": (TransformerConfig(num_layers=1, num_heads=2, model_width=32, mlp_width=32), 16, 5),
+    "one head, other widths": (TransformerConfig(num_layers=1, num_heads=1, model_width=32, mlp_width=16), 8, 3),
     "no layer norm, one residual": (
         TransformerConfig(num_layers=1, num_heads=2, model_width=32, layer_norm=False, double_residual=False), 4, 4,
     ),
@@ -41,7 +43,8 @@ def test_values_and_gradients_are_those_of_plain_jax(name):
 
 
 def test_chains_of_a_batch_are_those_of_one_chain():
-    init, apply = icl_transformer(TransformerConfig(num_layers=1), 16, 5, "pallas")
+    config = TransformerConfig(num_layers=1, num_heads=1, model_width=16, mlp_width=16)
+    init, apply = icl_transformer(config, 16, 5, "pallas")
     params = jax.vmap(init)(jax.random.split(jax.random.key(0), 3))
     inputs = jax.random.normal(jax.random.key(1), (8, 16, 5))
     gradient = jax.jit(jax.grad(lambda params: jnp.sum(apply(params, inputs) ** 2)))
@@ -54,7 +57,12 @@ def test_chains_of_a_batch_are_those_of_one_chain():
 
 @pytest.mark.parametrize(
     ("tokens", "config"),
-    [(18, TransformerConfig(num_layers=1)), (16, TransformerConfig(num_heads=8)), (128, TransformerConfig())],
+    [
+        (18, TransformerConfig(num_layers=1)),
+        (16, TransformerConfig(num_heads=8)),
+        (128, TransformerConfig()),
+        (16, TransformerConfig(mlp_width=48)),
+    ],
 )
 def test_other_sizes_fall_back_to_plain_jax(tokens, config):
     init, apply = icl_transformer(config, tokens, 5, "pallas")
@@ -63,7 +71,7 @@ def test_other_sizes_fall_back_to_plain_jax(tokens, config):
 
 @pytest.mark.parametrize("algorithm", ["F32_F32_F32", "TF32_TF32_F32", "BF16_BF16_F32"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_both_directions_lower_for_a_gpu(algorithm, dtype):
+def test_both_directions_of_attention_lower_for_a_gpu(algorithm, dtype):
     if jax.__version_info__ >= (0, 11):
         pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
     spec = AttentionSpec(num_tokens=16, num_heads=4, products=Products(DotAlgorithmPreset[algorithm], interpret=False))
@@ -77,12 +85,34 @@ def test_both_directions_lower_for_a_gpu(algorithm, dtype):
     assert text.count("__gpu$xla.gpu.triton") == 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_surrounds_attention_lowers_for_a_gpu(dtype):
+    if jax.__version_info__ >= (0, 11):
+        pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
+    products = Products(DotAlgorithmPreset.TF32_TF32_F32, interpret=False)
+    square, bias = jnp.ones((64, 64), dtype), jnp.ones(64)
+
+    def both(x):
+        def forward(x):
+            linear = LinearSpec(products=products, layer_norm=True)
+            qkv, through = normed_linear(linear, x, jnp.ones((64, 192), dtype), jnp.ones(192))
+            tail = TailSpec(products=products, layer_norm=True, double_residual=True)
+            return block_tail(tail, through, qkv[:, :64], TailWeights(square, square, bias, square, bias))
+
+        y, back = jax.vjp(forward, x)
+        return back(y)
+
+    shape = jax.ShapeDtypeStruct((3, 128, 64), dtype)
+    text = jax.jit(jax.vmap(both)).trace(shape).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 4
+
+
 @pytest.mark.parametrize("kernels", ["xla", "pallas"])
 def test_activations_in_bfloat16_round_and_no_more(kernels):
     inputs, wanted = jax.random.normal(jax.random.key(1), (2, 8, 16, 5))
     found = []
     for activations in ("float32", "bfloat16"):
-        init, apply = icl_transformer(TransformerConfig(), 16, 5, kernels, activations)
+        init, apply = icl_transformer(TransformerConfig(num_layers=1), 16, 5, kernels, activations)
         params = init(jax.random.key(0))
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         assert apply(params, inputs).dtype == jnp.float32
@@ -94,5 +124,5 @@ def test_activations_in_bfloat16_round_and_no_more(kernels):
 
 
 def test_an_unknown_switch_is_refused():
-    with pytest.raises(ValueError, match="kernels='cuda' is unknown; choose xla or pallas"):
+    with pytest.raises(ValueError, match="kernels='cuda' is unknown; choose auto, xla or pallas"):
         kernel_products("cuda")

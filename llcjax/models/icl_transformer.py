@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llcjax.models.functional import functional
-from llcjax.models.kernels import Kernels, kernel_products
+from llcjax.models.kernels import Kernels, Products, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
 from llcjax.types import ApplyFn, InitFn
 
@@ -111,7 +111,7 @@ class _Attention(nnx.Module):
     """Causal softmax attention with fused QKV and without biases."""
 
     def __init__(self, config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> None:
-        self.num_heads, self.kernels = config.num_heads, compute.kernels
+        self.num_heads = config.num_heads
         self.qkv = _linear(config.model_width, 3 * config.model_width, compute, rngs, bias=False)
         self.output = _linear(config.model_width, config.model_width, compute, rngs, bias=False)
 
@@ -124,19 +124,8 @@ class _Attention(nnx.Module):
 
     @jax.named_scope("attention")
     def _mixed(self, qkv_BTE: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
-        """Values of earlier tokens, mixed: by the kernel where it is wanted and takes these sizes."""
+        """Values of earlier tokens, mixed."""
         batch, tokens, width = qkv_BTE.shape[0], qkv_BTE.shape[1], qkv_BTE.shape[2] // 3
-        products = kernel_products(self.kernels)
-        if products is not None:
-            from llcjax.models.kernels.short_attention import (
-                AttentionSpec,
-                fits,
-                short_attention,
-            )  # Pallas loads slowly
-
-            if fits(tokens, width // self.num_heads):
-                spec = AttentionSpec(num_tokens=tokens, num_heads=self.num_heads, products=products)
-                return short_attention(spec, qkv_BTE)
         qkv_BTHC = qkv_BTE.reshape(batch, tokens, self.num_heads, 3 * width // self.num_heads)
         q_BTHC, k_BTHC, v_BTHC = jnp.split(qkv_BTHC, 3, axis=-1)
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / math.sqrt(width // self.num_heads)
@@ -148,9 +137,10 @@ class _Attention(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Pre-norm attention and MLP, each added to the residual stream, and the stream once more where that is wanted."""
 
     def __init__(self, config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> None:
+        self.compute, self.double_residual = compute, config.double_residual
         self.attention_norm = _norm(config, compute, rngs)
         self.attention = _Attention(config, compute, rngs)
         self.mlp_norm = _norm(config, compute, rngs)
@@ -158,10 +148,64 @@ class _Block(nnx.Module):
         self.mlp_out = _linear(config.mlp_width, config.model_width, compute, rngs, bias=True)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        x_BTD = x_BTD + self.attention(_normalise(self.attention_norm, x_BTD))
-        normed_BTD = _normalise(self.mlp_norm, x_BTD)
+        """The residual stream after the block."""
+        products = kernel_products(self.compute.kernels)
+        if products is not None and self._fits(x_BTD.shape[1]):
+            return self._fused(products, x_BTD)
+        a_BTD = x_BTD + self.attention(_normalise(self.attention_norm, x_BTD))
+        normed_BTD = _normalise(self.mlp_norm, a_BTD)
         with jax.named_scope("mlp"):
-            return x_BTD + self.mlp_out(jax.nn.relu(self.mlp_in(normed_BTD)))
+            y_BTD = a_BTD + self.mlp_out(jax.nn.relu(self.mlp_in(normed_BTD)))
+        return x_BTD + y_BTD if self.double_residual else y_BTD
+
+    def _fits(self, num_tokens: int) -> bool:
+        """Whether the kernels take these sizes."""
+        from llcjax.models.kernels import short_attention  # Pallas loads slowly
+
+        width, hidden = self.mlp_in.kernel.shape
+        heads_fit = short_attention.fits(num_tokens, width // self.attention.num_heads)
+        return heads_fit and hidden >= 16 and hidden & (hidden - 1) == 0
+
+    def _fused(self, products: Products, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The same by kernels: norm and map to queries, keys and values; attention; and all that follows it."""
+        from llcjax.models.kernels import block_tail, normed_linear, short_attention
+
+        batch, tokens, width = x_BTD.shape
+        layer_norm, dtype = self.attention_norm is not None, self.compute.activations
+        weight_DE, bias_E = _folded(self.attention_norm, self.attention.qkv)
+        with jax.named_scope("qkv"):
+            spec = normed_linear.LinearSpec(products=products, layer_norm=layer_norm)
+            x_ND = x_BTD.reshape(-1, width)
+            qkv_NE, x_ND = normed_linear.normed_linear(spec, x_ND, weight_DE.astype(dtype), bias_E)
+        with jax.named_scope("attention"):
+            spec = short_attention.AttentionSpec(
+                num_tokens=tokens, num_heads=self.attention.num_heads, products=products
+            )
+            mixed_BTD = short_attention.short_attention(spec, qkv_NE.reshape(batch, tokens, -1))
+        weight_DF, bias_F = _folded(self.mlp_norm, self.mlp_in)
+        weights = block_tail.TailWeights(
+            output=self.attention.output.kernel[...].astype(dtype),
+            mlp_in=weight_DF.astype(dtype),
+            mlp_in_bias=bias_F,
+            mlp_out=self.mlp_out.kernel[...].astype(dtype),
+            mlp_out_bias=_bias(self.mlp_out),
+        )
+        with jax.named_scope("mlp"):
+            spec = block_tail.TailSpec(products=products, layer_norm=layer_norm, double_residual=self.double_residual)
+            y_ND = block_tail.block_tail(spec, x_ND, mixed_BTD.reshape(-1, width), weights)
+        return y_ND.reshape(x_BTD.shape)
+
+
+def _folded(norm: nnx.LayerNorm | None, linear: nnx.Linear) -> tuple[Float[Array, "D E"], Float[Array, " E"]]:
+    """Matrix and bias of a linear map that take the norm's scale and shift upon them."""
+    weight, bias = linear.kernel[...], _bias(linear)
+    if norm is None or norm.scale is None or norm.bias is None:
+        return weight, bias
+    return norm.scale[...][:, None] * weight, norm.bias[...] @ weight + bias
+
+
+def _bias(linear: nnx.Linear) -> Float[Array, " E"]:
+    return jnp.zeros(linear.out_features) if linear.bias is None else linear.bias[...]
 
 
 class _Transformer(nnx.Module):
@@ -170,7 +214,7 @@ class _Transformer(nnx.Module):
     def __init__(
         self, config: TransformerConfig, num_tokens: int, token_width: int, compute: _Compute, rngs: nnx.Rngs
     ) -> None:
-        self.double_residual, self.activations = config.double_residual, compute.activations
+        self.activations = compute.activations
         self.embed = _linear(token_width, config.model_width, compute, rngs, bias=False)
         # A linear map of one-hot positions in the paper's code, hence its initialisation.
         self.positions = nnx.Param(_WEIGHT_INIT(rngs.params(), (num_tokens, config.model_width), jnp.float32))
@@ -182,7 +226,7 @@ class _Transformer(nnx.Module):
         with jax.named_scope("embed"):
             x_BTD = (self.embed(tokens_BTI) + self.positions[...]).astype(self.activations)
         for block in self.blocks:
-            x_BTD = x_BTD + block(x_BTD) if self.double_residual else block(x_BTD)
+            x_BTD = block(x_BTD)
         normed_BTD = _normalise(self.final_norm, x_BTD)
         with jax.named_scope("unembed"):
             return self.unembed(normed_BTD).astype(jnp.float32)

@@ -57,7 +57,7 @@ class RegressionExperiment:
     """Fresh sequences for the metrics."""
     sweep_seeds: tuple[int, ...] = (0,)
     """Model seeds whose checkpoints are swept."""
-    kernels: Kernels = "xla"
+    kernels: Kernels = "auto"
     """How attention is computed: xla, or pallas for a kernel of its own (on a GPU)."""
     activations: Activations = "float32"
     """How activations of the model are stored: float32, or bfloat16, which halves memory traffic and rounds."""

@@ -1,18 +1,18 @@
 """Kernels of models in Pallas, each beside the same computation in plain jax, which XLA compiles.
 
 `Kernels` is the one switch. `xla` leaves them out; `pallas` takes them, and on other devices than a GPU interprets
-them, which is slow and for tests. Kernels have gradients but no forward-mode derivatives: take `xla` for
-Hessian-vector products.
+them, which is slow and for tests; `auto` takes them on a GPU. Kernels have gradients but no forward-mode derivatives:
+take `xla` for Hessian-vector products.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 from jax.lax import DotAlgorithmPreset
 
-Kernels = Literal["xla", "pallas"]
+Kernels = Literal["auto", "xla", "pallas"]
 
 # What `llcjax._compat.MATMUL_PRECISION` and jax itself call the policies on a GPU while a program is traced.
 _ALGORITHMS = {
@@ -43,11 +43,12 @@ def kernel_products(kernels: Kernels) -> Products | None:
         >>> kernel_products("xla") is None
         True
     """
-    if kernels not in ("xla", "pallas"):
-        raise ValueError(f"kernels={kernels!r} is unknown; choose xla or pallas.")
-    if kernels == "xla":
+    if kernels not in get_args(Kernels):
+        raise ValueError(f"kernels={kernels!r} is unknown; choose auto, xla or pallas.")
+    gpu = jax.default_backend() == "gpu"
+    if kernels == "xla" or (kernels == "auto" and not gpu):
         return None
-    if jax.default_backend() != "gpu":
+    if not gpu:
         return Products(None, interpret=True)
     precision = str(getattr(jax.config, "jax_default_matmul_precision", None))
     return Products(_ALGORITHMS.get(precision, DotAlgorithmPreset.TF32_TF32_F32), interpret=False)

@@ -6,7 +6,7 @@ through scores, softmax and mixing in registers, reads queries, keys and values 
 backward computes the weights again instead of storing them.
 
 Scores are one product a tile, between all of its rows; those of other sequences and of later tokens are masked. That
-wastes arithmetic (four times at 64 rows of 16 tokens), which is cheap, and saves memory traffic, which is not.
+wastes arithmetic (twice at 32 rows of 16 tokens), which is cheap, and saves memory traffic, which is not.
 
 Shape letters: B batch, T tokens, E three times the model width, D model width, C head width, R rows of a tile.
 """
@@ -26,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from llcjax.models.kernels import Products
+from llcjax.models.kernels import Products, tiles
 
 _MASKED = -1e30
 _LEAST = 16
@@ -40,20 +40,22 @@ class AttentionSpec:
     num_tokens: int
     num_heads: int
     products: Products
-    rows: int = 64
-    """Of a tile."""
-    warps: int = 4
+
+    @property
+    def rows(self) -> int:
+        """Of a tile: two sequences of 16 by a warp were fastest on one NVIDIA H200."""
+        return max(32, self.num_tokens)
 
 
-def fits(num_tokens: int, head_width: int, rows: int = 64) -> bool:
-    """Whether the kernels take these sizes: powers of two, products of at least 16, sequences that fit a tile.
+def fits(num_tokens: int, head_width: int) -> bool:
+    """Whether the kernels take these sizes: powers of two, products of at least 16, sequences of at most 64.
 
     Example:
         >>> fits(16, 16), fits(18, 16), fits(16, 8), fits(128, 16)
         (True, False, False, False)
     """
     powers = all(size & (size - 1) == 0 for size in (num_tokens, head_width))
-    return powers and head_width >= _LEAST and num_tokens <= rows
+    return powers and head_width >= _LEAST and num_tokens <= 64
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -88,8 +90,8 @@ def _call(
     batch, tokens = inputs[0].shape[:2]
     head_width = inputs[0].shape[2] // (3 * spec.num_heads)
     # Rows of zeros, whose gradient is not used, fill the last tile.
-    tiles = -(-batch * tokens // spec.rows)
-    missing = tiles * spec.rows - batch * tokens
+    count = -(-batch * tokens // spec.rows)
+    missing = count * spec.rows - batch * tokens
     flat = [jnp.pad(array.reshape(batch * tokens, -1), ((0, missing), (0, 0))) for array in inputs]
 
     def block(width: int) -> pl.BlockSpec:
@@ -97,15 +99,15 @@ def _call(
 
     found = pl.pallas_call(
         functools.partial(kernel, spec, head_width),
-        grid=(tiles, spec.num_heads),
+        grid=(count, spec.num_heads),
         in_specs=[block(array.shape[1] // spec.num_heads) for array in flat],
         out_specs=[block(widths * head_width) for widths in outputs],
         out_shape=[
-            jax.ShapeDtypeStruct((tiles * spec.rows, spec.num_heads * widths * head_width), inputs[0].dtype)
+            jax.ShapeDtypeStruct((count * spec.rows, spec.num_heads * widths * head_width), inputs[0].dtype)
             for widths in outputs
         ],
         interpret=spec.products.interpret,
-        compiler_params=triton.CompilerParams(num_warps=spec.warps, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=spec.rows // 32, num_stages=1),
     )(*flat)
     return [array[: batch * tokens].reshape(batch, tokens, -1) for array in found]
 
@@ -115,25 +117,19 @@ def _parts(head_width: int) -> list[Any]:
     return [pl.ds(part * head_width, head_width) for part in range(3)]
 
 
-def _dot(spec: AttentionSpec, a: Array, b: Array, sides: tuple[int, int] = (1, 0)) -> Array:
-    """Product over one axis of each."""
-    axes = (((sides[0],), (sides[1],)), ((), ()))
-    return lax.dot_general(a, b, axes, precision=spec.products.algorithm, preferred_element_type=jnp.float32)
-
-
 def _weights(spec: AttentionSpec, q: Array, k: Array) -> Float[Array, "R R"]:
     """Attention weights of all rows of a tile; 0 between sequences and for later tokens."""
     row = lax.broadcasted_iota(jnp.int32, (spec.rows, spec.rows), 0)
     seen = lax.broadcasted_iota(jnp.int32, (spec.rows, spec.rows), 1)
     visible = (row // spec.num_tokens == seen // spec.num_tokens) & (seen <= row)
-    scores = jnp.where(visible, _dot(spec, q, k, (1, 1)) / math.sqrt(q.shape[1]), _MASKED)
+    scores = jnp.where(visible, tiles.dot(spec.products, q, k, (1, 1)) / math.sqrt(q.shape[1]), _MASKED)
     unnormalised = jnp.exp(scores - jnp.max(scores, 1, keepdims=True))
     return unnormalised / jnp.sum(unnormalised, 1, keepdims=True)
 
 
 def _forward_kernel(spec: AttentionSpec, head_width: int, qkv_ref: Any, mixed_ref: Any) -> None:
     q, k, v = (qkv_ref[:, part].astype(jnp.float32) for part in _parts(head_width))
-    mixed_ref[...] = _dot(spec, _weights(spec, q, k), v).astype(mixed_ref.dtype)
+    mixed_ref[...] = tiles.dot(spec.products, _weights(spec, q, k), v).astype(mixed_ref.dtype)
 
 
 def _backward_kernel(spec: AttentionSpec, head_width: int, qkv_ref: Any, d_mixed_ref: Any, d_qkv_ref: Any) -> None:
@@ -141,13 +137,13 @@ def _backward_kernel(spec: AttentionSpec, head_width: int, qkv_ref: Any, d_mixed
     q, k, v = (qkv_ref[:, part].astype(jnp.float32) for part in parts)
     d_mixed = d_mixed_ref[...].astype(jnp.float32)
     weights = _weights(spec, q, k)
-    d_weights = _dot(spec, d_mixed, v, (1, 1))
+    d_weights = tiles.dot(spec.products, d_mixed, v, (1, 1))
     along = jnp.sum(d_weights * weights, 1, keepdims=True)
     d_scores = weights * (d_weights - along) / math.sqrt(head_width)
     gradients = (
-        _dot(spec, d_scores, k),
-        _dot(spec, d_scores, q, (0, 0)),
-        _dot(spec, weights, d_mixed, (0, 0)),
+        tiles.dot(spec.products, d_scores, k),
+        tiles.dot(spec.products, d_scores, q, (0, 0)),
+        tiles.dot(spec.products, weights, d_mixed, (0, 0)),
     )
     for part, gradient in zip(parts, gradients, strict=True):
         d_qkv_ref[:, part] = gradient.astype(d_qkv_ref.dtype)
