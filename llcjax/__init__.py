@@ -14,6 +14,7 @@ _compat.check_versions()
 from llcjax.calibrate import Calibration, calibrate  # noqa: E402
 from llcjax.chain import Recording, run_chain  # noqa: E402
 from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank  # noqa: E402
+from llcjax.components import component_masks, head_names  # noqa: E402
 from llcjax.config import Setting, SweepConfig  # noqa: E402
 from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
 from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
@@ -46,11 +47,13 @@ __all__ = [
     "Verification",
     "__version__",
     "calibrate",
+    "component_masks",
     "estimate_llc",
     "estimates",
     "excess_loss",
     "find_stages",
     "forecast",
+    "head_names",
     "import_bank",
     "llc_stages",
     "load_bank",

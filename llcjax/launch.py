@@ -86,8 +86,8 @@ def _launches(job: Job, store: SweepStore, plan: Plan, missing: np.ndarray, done
     if saved is not None and _usable(saved, missing, done, job.mesh.size):
         missing = np.setdiff1d(missing, saved.groups)
         yield Launch(job, store, plan, saved.groups, saved)
-    for start in range(0, len(missing), plan.groups_per_launch):
-        yield Launch(job, store, plan, missing[start : start + plan.groups_per_launch])
+    for groups in job.cuts(missing, plan.groups_per_launch):
+        yield Launch(job, store, plan, groups)
 
 
 def _usable(saved: SavedState, missing: np.ndarray, done: np.ndarray, num_devices: int) -> bool:
@@ -107,6 +107,7 @@ def plan_launches(job: Job, groups: np.ndarray) -> Plan:
     return make_plan(
         job.config,
         num_groups=len(groups),
+        most_groups=None if job.slices is None else len(job.settings),
         draws_per_chunk=job.draws_per_chunk,
         num_devices=job.mesh.size,
         most_runs=job.config.runs_per_launch or most_runs(job.step_flops()) * job.mesh.size,

@@ -27,10 +27,14 @@ from llcjax.chain import (
     scan_draws,
     start_chain,
 )
+from llcjax.components import Slices
 from llcjax.data import dataset_loss, draw_batch
 from llcjax.posterior import LocalPosterior, Loss, evaluate
 from llcjax.samplers import SAMPLERS, Sampler, langevin_acceptance, step_share
 from llcjax.types import Batch, LossFn, Observe, Params, PRNGKey
+
+Part = Params | Slices | None
+"""What is sampled: a mask for all runs, components from which each run takes one, or everything."""
 
 RUN = PartitionSpec("run")
 SAME = PartitionSpec()
@@ -51,10 +55,22 @@ class RunInputs(NamedTuple):
     decay: Float[Array, " run"] | None = None
     """Exponent of a decaying step size; None leaves the decay out of the program."""
     decay_time: Float[Array, " run"] | None = None
+    component: Int[Array, " run"] | None = None
+    """Which entries are sampled, where the runs differ in that."""
 
     def step_size_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """The step size of one run at a step of its chain."""
         return self.step_size if self.decay is None else self.step_size * step_share(step, self.decay, self.decay_time)
+
+
+class Target(NamedTuple):
+    """What one run samples."""
+
+    posterior: LocalPosterior
+    """Over the sampled vector, where the runs sample components; over the parameters otherwise."""
+    sampler: Sampler
+    whole: Callable[[Params], Params]
+    """All parameters from what the chain carries."""
 
 
 class Recorded(NamedTuple):
@@ -121,11 +137,11 @@ class Program:
         return jax.device_put(tree, NamedSharding(self.mesh, spec))
 
     def init(self, *args: Any) -> ChainState:
-        """Starts the chains of a launch: `(anchors, runs, mask) -> states`."""
+        """Starts the chains of a launch: `(anchors, runs, part) -> states`."""
         return self._compile("init", self.init_fn, *args)(*args)
 
     def advance(self, *args: Any) -> tuple[ChainState, Recorded]:
-        """Runs one chunk: `(states, anchors, runs, mask, batch_roots, arrays, first_draw) -> (states, recorded)`."""
+        """Runs one chunk: `(states, anchors, runs, part, batch_roots, arrays, first_draw) -> (states, recorded)`."""
         return self._compile("advance", self.advance_fn, *args)(*args)
 
     def memory_bytes(self, *args: Any) -> int:
@@ -166,39 +182,50 @@ class Program:
         platform = "gpu" if platform in ("cuda", "rocm") else platform
         return jax.default_matmul_precision(_compat.matmul_precision(self.spec.precision, platform))
 
-    def start_runs(self, anchors: Params, runs: RunInputs, mask: Params | None) -> ChainState:
+    def start_runs(self, anchors: Params, runs: RunInputs, part: Part) -> ChainState:
         """Starts runs on one device (traced)."""
 
         def start(run: RunInputs, anchor: Params) -> ChainState:
-            posterior, sampler = self._sampler(run, anchor, mask, jnp.int32(0))
-            begin = anchor if self.spec.init == "anchor" else prior_start(run.init_root, posterior)
-            return start_chain(sampler, begin)
+            target = self._target(run, anchor, part, jnp.int32(0))
+            posterior = target.posterior
+            begin = posterior.anchor if self.spec.init == "anchor" else prior_start(run.init_root, posterior)
+            return start_chain(target.sampler, begin)
 
-        return jax.vmap(start)(runs, trees.take(anchors, runs.group))
+        anchor, axis = _anchor_of_run(anchors, runs, part)
+        return jax.vmap(start, in_axes=(0, axis))(runs, anchor)
 
-    def _sampler(
-        self, run: RunInputs, anchor: Params, mask: Params | None, step: Int[Array, ""]
-    ) -> tuple[LocalPosterior, Sampler]:
+    def _target(self, run: RunInputs, anchor: Params, part: Part, step: Int[Array, ""]) -> Target:
         spec = self.spec
-        posterior = LocalPosterior(
-            spec.loss_fn, anchor, run.n_beta, run.localization, spec.weight_decay, spec.box, mask
-        )
-        return posterior, SAMPLERS[spec.sampler](posterior, run.step_size_at(step), **dict(spec.sampler_options))
+        loss_fn, start, mask, whole = spec.loss_fn, anchor, part, _same
+        if isinstance(part, Slices):
+            # The chain is the sampled vector alone; all else stays where the anchor has it.
+            slices, component = part, run.component
+            assert component is not None
+
+            def whole(values: Params) -> Params:
+                return slices.insert(anchor, component, values)
+
+            def loss_fn(values: Params, batch: Batch) -> Any:
+                return spec.loss_fn(whole(values), batch)
+
+            start, mask = slices.take(anchor, component), slices.valid(anchor, component)
+        posterior = LocalPosterior(loss_fn, start, run.n_beta, run.localization, spec.weight_decay, spec.box, mask)
+        sampler = SAMPLERS[spec.sampler](posterior, run.step_size_at(step), **dict(spec.sampler_options))
+        return Target(posterior, sampler, whole)
 
     def advance_runs(
         self,
         states: ChainState,
         anchors: Params,
         runs: RunInputs,
-        mask: Params | None,
+        part: Part,
         batch_roots: Key[Array, " stream"],
         arrays: Any,
         first_draw: Int[Array, ""],
     ) -> tuple[ChainState, Recorded]:
         """Advances runs on one device by a chunk of draws (traced)."""
         spec = self.spec
-        anchor_of_run = trees.take(anchors, runs.group)
-        recording = Recording(paired=spec.paired, per_position=spec.per_position, observe=spec.observe)
+        anchor_of_run, anchor_axis = _anchor_of_run(anchors, runs, part)
 
         def over_runs(step_one_run: Callable, states: ChainState, step: Int[Array, ""]) -> Any:
             # Batches are drawn once a stream, outside the vmap over runs, and picked by index inside it.
@@ -206,27 +233,30 @@ class Program:
                 batches, axis = self._batches(arrays, batch_roots, step)
 
             def one(run: RunInputs, anchor: Params, state: ChainState, batch: Batch) -> Any:
-                posterior, sampler = self._sampler(run, anchor, mask, step)
+                target = self._target(run, anchor, part, step)
                 if spec.has_batches and not spec.own_streams:
                     batch = trees.take(batch, run.stream)
-                return step_one_run(run, sampler, posterior, jax.random.fold_in(run.noise_root, step), state, batch)
+                return step_one_run(run, target, jax.random.fold_in(run.noise_root, step), state, batch)
 
-            return jax.vmap(one, in_axes=(0, 0, 0, axis))(runs, anchor_of_run, states, batches)
+            return jax.vmap(one, in_axes=(0, anchor_axis, 0, axis))(runs, anchor_of_run, states, batches)
+
+        def record_one(run: RunInputs, target: Target, key: PRNGKey, state: ChainState, batch: Batch, step: Any) -> Any:
+            observe = spec.observe
+            recording = Recording(
+                paired=spec.paired,
+                per_position=spec.per_position,
+                observe=None if observe is None else lambda params: observe(target.whole(params)),
+            )
+            return record_and_advance(target.sampler, target.posterior, recording, key, state, step, batch)
 
         def record(states: ChainState, step: Int[Array, ""]) -> tuple[ChainState, Recorded]:
-            full_loss = self._full_loss(states, arrays, step)
-            moved, draw = over_runs(
-                lambda run, sampler, posterior, key, state, batch: record_and_advance(
-                    sampler, posterior, recording, key, state, step, batch
-                ),
-                states,
-                step,
-            )
+            full_loss = self._full_loss(states, anchor_of_run, anchor_axis, runs, part, arrays, step)
+            moved, draw = over_runs(functools.partial(record_one, step=step), states, step)
             return moved, Recorded(draw, full_loss, self._acceptance(over_runs, states, moved, arrays, step))
 
         def move(states: ChainState, step: Int[Array, ""]) -> ChainState:
             return over_runs(
-                lambda run, sampler, posterior, key, state, batch: advance(sampler, key, state, step, batch)[0],
+                lambda run, target, key, state, batch: advance(target.sampler, key, state, step, batch)[0],
                 states,
                 step,
             )
@@ -258,13 +288,11 @@ class Program:
             return None
         with_full = spec.acceptance_on_all_data and spec.has_batches and spec.draw is None
 
-        def one(
-            run: RunInputs, sampler: Sampler, posterior: LocalPosterior, key: PRNGKey, pair: Any, batch: Batch
-        ) -> Any:
-            del sampler, key
-            step_size = run.step_size_at(step)
+        def one(run: RunInputs, target: Target, key: PRNGKey, pair: Any, batch: Batch) -> Any:
+            del key
+            posterior, step_size = target.posterior, run.step_size_at(step)
             judged = langevin_acceptance(posterior, step_size, *pair, batch)
-            whole = posterior._replace(loss_fn=lambda p, data: self._dataset_loss(p, data).mean)
+            whole = posterior._replace(loss_fn=lambda p, data: self._dataset_loss(target.whole(p), data).mean)
             return Acceptance(judged, langevin_acceptance(whole, step_size, *pair, arrays) if with_full else None)
 
         pair = (before.sampler.params, after.sampler.params)
@@ -280,21 +308,41 @@ class Program:
         """Evaluates at every `count`-th draw; a real branch, as the step is the same for all runs."""
         return jax.lax.cond((step // self.spec.num_steps_between_draws) % count == 0, evaluate, blank)
 
-    def _full_loss(self, states: ChainState, arrays: Any, step: Int[Array, ""]) -> Float[Array, " run"] | None:
+    def _full_loss(
+        self,
+        states: ChainState,
+        anchors: Params,
+        anchor_axis: int | None,
+        runs: RunInputs,
+        part: Part,
+        arrays: Any,
+        step: Int[Array, ""],
+    ) -> Float[Array, " run"] | None:
         spec = self.spec
         if not spec.eval_every:
             return None
-        params = states.sampler.params
-        runs = jax.tree.leaves(params)[0].shape[0]
+
+        def one(run: RunInputs, anchor: Params, params: Params) -> Array:
+            return self._dataset_loss(self._target(run, anchor, part, step).whole(params), arrays).mean
+
         return self._every(
             spec.eval_every,
             step,
-            lambda: jax.vmap(lambda p: self._dataset_loss(p, arrays).mean)(params),
-            lambda: jnp.full((runs,), jnp.nan),
+            lambda: jax.vmap(one, in_axes=(0, anchor_axis, 0))(runs, anchors, states.sampler.params),
+            lambda: jnp.full(runs.group.shape, jnp.nan),
         )
 
     def _dataset_loss(self, params: Params, arrays: Any) -> Loss:
         return dataset_loss(self.spec.loss_fn, params, arrays, self.spec.batch_size)
+
+
+def _same(params: Params) -> Params:
+    return params
+
+
+def _anchor_of_run(anchors: Params, runs: RunInputs, part: Part) -> tuple[Params, int | None]:
+    """The anchors of the runs, and their axis; runs of components share one checkpoint, which is held once."""
+    return (trees.take(anchors, 0), None) if isinstance(part, Slices) else (trees.take(anchors, runs.group), 0)
 
 
 def _shapes(args: Any) -> str:

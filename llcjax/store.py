@@ -248,7 +248,11 @@ def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
 
 
 def _dataset(group: zarr.Group) -> xr.Dataset:
-    return xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+    dataset = xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+    if "component" in dataset.coords:  # numbers in the store, as zarr 3 has no stable format for text
+        names = np.asarray(dataset.attrs["components"])
+        dataset = dataset.assign_coords(component=("setting", names[dataset["component"].values]))
+    return dataset
 
 
 def save_dataset(dataset: xr.Dataset, path: Path | str) -> None:

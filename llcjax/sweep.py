@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import xarray as xr
 from llcjax import _compat, keys, processes, trees
 from llcjax.baseline import write_init_losses, write_prior_losses
 from llcjax.checkpoints import CheckpointBank
+from llcjax.components import check_mask, make_slices
 from llcjax.config import SweepConfig, array_digest, as_dict, fingerprint
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
 from llcjax.job import Job, launch_inputs
@@ -42,6 +43,7 @@ def sweep(
     out: Path | str | None = None,
     key: PRNGKey | int | None = None,
     mask: Params | None = None,
+    components: Mapping[str, Params] | None = None,
     observe: Observe | None = None,
     chance: float | None = None,
     attrs: dict[str, Any] | None = None,
@@ -62,6 +64,9 @@ def sweep(
             folder share the sweep, and each returns the whole of it.
         key: base key; None takes `config.seed`.
         mask: pytree of booleans, each broadcastable to its parameters: True is sampled, False stays at the checkpoint.
+        components: name -> mask, such as `llcjax.component_masks` gives: the refined LLC of every component as one
+            sweep. The settings of the grid are repeated for each, with its name in the coordinate `component`; chains
+            carry the sampled entries alone, and each launch holds one checkpoint once.
         observe: any function of the parameters to record at each draw (an array or a dict of arrays).
         chance: loss of a trivial predictor, for the verdicts.
         attrs: further facts to store.
@@ -77,7 +82,17 @@ def sweep(
         ValueError: bad input, before anything is computed.
         Interrupted: Ctrl-C; what was drawn is in the store and the same call goes on.
     """
-    job = make_job(loss_fn, bank, data, config or SweepConfig(), key=key, mask=mask, observe=observe, devices=devices)
+    job = make_job(
+        loss_fn,
+        bank,
+        data,
+        config or SweepConfig(),
+        key=key,
+        mask=mask,
+        components=components,
+        observe=observe,
+        devices=devices,
+    )
     if out is None:
         if jax.process_count() > 1:
             raise ValueError(f"out=None, but {jax.process_count()} processes need a folder that they share; give out.")
@@ -108,6 +123,7 @@ def make_job(
     *,
     key: PRNGKey | int | None = None,
     mask: Params | None = None,
+    components: Mapping[str, Params] | None = None,
     observe: Observe | None = None,
     devices: list[jax.Device] | None = None,
 ) -> Job:
@@ -116,8 +132,11 @@ def make_job(
     Raises:
         ValueError: bad input.
     """
+    if mask is not None and components is not None:
+        raise ValueError("mask and components are both given; join the mask into those of the components.")
     source = data_source(data)
     has_positions = _check(loss_fn, bank, source, config)
+    slices, sizes = (None, ()) if components is None else make_slices(components, bank.checkpoint(0))
     return Job(
         loss_fn=loss_fn,
         bank=bank,
@@ -128,6 +147,9 @@ def make_job(
         per_position=config.per_position and has_positions,
         mesh=_compat.run_mesh(devices),
         mask=None if mask is None else _checked_mask(mask, bank),
+        slices=slices,
+        component_names=tuple(components or ()),
+        component_sizes=tuple(int(size) for size in sizes),
     )
 
 
@@ -177,13 +199,7 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
 def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
     """The mask as boolean arrays of the parameters' own shapes."""
     params = bank.checkpoint(0)
-    try:
-        full = jax.tree.map(lambda keep, leaf: np.broadcast_to(np.asarray(keep, bool), np.shape(leaf)), mask, params)
-    except ValueError as error:
-        raise ValueError(f"mask does not fit the parameters ({error}); give one boolean, or array, a leaf.") from error
-    if not any(keep.any() for keep in jax.tree.leaves(full)):
-        raise ValueError("mask leaves no parameter to sample; set at least one entry to True.")
-    return full
+    return jax.tree.unflatten(jax.tree.structure(params), check_mask(mask, params))
 
 
 def _identity(job: Job, recorded: list[str]) -> str:
@@ -194,7 +210,10 @@ def _identity(job: Job, recorded: list[str]) -> str:
     data = [array_digest(leaf) for leaf in jax.tree.leaves(job.source.arrays)]
     seed = jax.random.key_data(job.base).tolist()
     mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
-    return fingerprint(free, job.bank.fingerprint(), data, seed, mask, recorded)
+    parts: tuple[Any, ...] = (free, job.bank.fingerprint(), data, seed, mask, recorded)
+    if job.slices is not None:
+        parts += ([job.component_names, job.slices.leaves, array_digest(job.slices.index)],)
+    return fingerprint(*parts)
 
 
 def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
@@ -227,6 +246,8 @@ def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: di
         facts["num_examples"] = job.source.num_examples
     if chance is not None:
         facts["chance"] = float(chance)
+    if job.component_names:
+        facts["components"] = list(job.component_names)
     store = SweepStore.create(path, coords=_coords(job), attrs=facts)
     _allocate(job, store, arrays)
     return store.publish()
@@ -237,11 +258,14 @@ def _num_sampled(mask: Params) -> int:
 
 
 def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    settings = job.config.settings
+    settings = job.settings
     hyper = {
         name: (("setting",), np.array([getattr(setting, name) for setting in settings]))
         for name in ("n_beta", "localization", "step_size")
     }
+    if job.component_names:
+        hyper["component"] = (("setting",), job.component_of_setting)
+        hyper["num_params"] = (("setting",), np.array(job.component_sizes)[job.component_of_setting])
     return {
         "checkpoint": (("checkpoint",), job.bank.steps),
         "setting": (("setting",), np.arange(len(settings))),
@@ -253,7 +277,7 @@ def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
 
 def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
     """Makes room for everything that a chunk returns; `arrays` tells the shapes for two runs and one draw."""
-    groups = (len(job.bank), len(job.config.settings))
+    groups = (len(job.bank), len(job.settings))
     chains, draws = job.config.num_chains, job.num_recorded
     block = job.draws_per_chunk
     for name, leaf in arrays.items():
@@ -279,8 +303,8 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
     tiny = job.program(1)
     anchors, runs, roots = launch_inputs(job, np.zeros(1, np.int64), 2)
 
-    def traced(anchors: Params, runs: Any, mask: Params | None, *rest: Any) -> Recorded:
-        states = jax.eval_shape(tiny.start_runs, anchors, runs, mask)
-        return jax.eval_shape(tiny.advance_runs, states, anchors, runs, mask, *rest)[1]
+    def traced(anchors: Params, runs: Any, part: Any, *rest: Any) -> Recorded:
+        states = jax.eval_shape(tiny.start_runs, anchors, runs, part)
+        return jax.eval_shape(tiny.advance_runs, states, anchors, runs, part, *rest)[1]
 
-    return tiny.known("recorded", traced, anchors, runs, job.mask, roots, job.source.arrays, jnp.int32(0))
+    return tiny.known("recorded", traced, anchors, runs, job.part, roots, job.source.arrays, jnp.int32(0))

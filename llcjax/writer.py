@@ -36,7 +36,7 @@ def named_arrays(recorded: Any) -> dict[str, Any]:
     return {name: leaf for name, leaf in named.items() if leaf is not None}
 
 
-RESERVED = ("checkpoint", "setting", "chain", "draw", "position", "init_loss", "prior_loss", "acceptance")
+RESERVED = ("checkpoint", "setting", "component", "chain", "draw", "position", "init_loss", "prior_loss", "acceptance")
 """Names in the store beside those of the draws."""
 
 
@@ -121,7 +121,7 @@ class Writer:
 
     @property
     def _shape(self) -> tuple[int, int]:
-        return len(self.job.bank), len(self.job.config.settings)
+        return len(self.job.bank), len(self.job.settings)
 
     def _report(self, groups: np.ndarray, named: dict[str, np.ndarray]) -> None:
         if self.on_chunk is None:
@@ -143,7 +143,7 @@ class Writer:
 
     def _llc(self, groups: np.ndarray, named: dict[str, np.ndarray]) -> np.ndarray:
         """The finite LLCs of the chains over one chunk."""
-        chains, settings = self.job.config.num_chains, self.job.config.settings
+        chains, settings = self.job.config.num_chains, self.job.settings
         runs = len(groups) * chains
         if "baseline_loss" in named:
             baseline = named["baseline_loss"][:runs]

@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYER = {
     "types": 0, "trees": 0, "keys": 0, "_compat": 0, "_version": 0, "interrupt": 0, "progress": 0, "provenance": 0,
     "processes": 0,
-    "models": 1, "tasks": 1, "posterior": 1,
+    "models": 1, "tasks": 1, "posterior": 1, "components": 1,
     "checkpoints": 2, "data": 2, "samplers": 2,
     "chain": 3, "config": 3, "config_file": 4, "train": 4,
     "program": 4, "plan": 4, "store": 4, "job": 5, "baseline": 6, "writer": 6, "launch": 7, "sweep": 8,
