@@ -16,6 +16,13 @@ from llcjax.chain import Recording, run_chain  # noqa: E402
 from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank  # noqa: E402
 from llcjax.components import component_masks, head_names  # noqa: E402
 from llcjax.config import Setting, SweepConfig  # noqa: E402
+from llcjax.covariances import (  # noqa: E402
+    bif,
+    chain_covariance,
+    loss_kernel,
+    principal_components,
+    susceptibilities,
+)
 from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
 from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
 from llcjax.forecast import Forecast, forecast  # noqa: E402
@@ -46,7 +53,9 @@ __all__ = [
     "Verdict",
     "Verification",
     "__version__",
+    "bif",
     "calibrate",
+    "chain_covariance",
     "component_masks",
     "estimate_llc",
     "estimates",
@@ -57,11 +66,14 @@ __all__ = [
     "import_bank",
     "llc_stages",
     "load_bank",
+    "loss_kernel",
     "open_sweep",
+    "principal_components",
     "run_chain",
     "running_llc",
     "save_bank",
     "sgld",
+    "susceptibilities",
     "sweep",
     "train",
     "verify",

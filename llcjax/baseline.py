@@ -14,6 +14,7 @@ from llcjax import keys
 from llcjax.chain import prior_start
 from llcjax.data import draw_batch
 from llcjax.job import Job
+from llcjax.observables import INIT_PROBE, PROBE, probe_losses
 from llcjax.posterior import LocalPosterior
 from llcjax.program import sampled_losses
 from llcjax.store import SweepStore
@@ -69,6 +70,19 @@ def write_prior_losses(job: Job, store: SweepStore) -> None:
                 [draw(job.source.arrays, key, anchor, setting.localization, component) for key in control_keys]
             )
     store.put("prior_loss", ("checkpoint", "setting"), means)
+
+
+def write_probe_losses(job: Job, store: SweepStore) -> None:
+    """Losses of every checkpoint on the probe batches; NaN at positions that have no weight."""
+    for name, batch in job.probes.items():
+        if INIT_PROBE + name in store.group:
+            continue
+        at = jax.jit(
+            functools.partial(probe_losses, job.loss_fn, per_position=job.per_position, without_weight=float("nan"))
+        )
+        values = np.stack([np.asarray(at(job.bank.checkpoint(row), batch)) for row in range(len(job.bank))])
+        dims = [f"{PROBE}{name}_{axis}" for axis in range(values.ndim - 1)]
+        store.put(INIT_PROBE + name, ("checkpoint", *dims), values)
 
 
 def _prior_loss(job: Job, arrays: Any, key: PRNGKey, anchor: Params, localization: Array, component: Array) -> Array:

@@ -77,6 +77,10 @@ class SweepConfig:
     """What checkpoints share: `all` = batches and noise, `batches`, or `none`."""
     per_position: bool = False
     """Stores the loss of each position (token) too, where the loss has positions."""
+    reduce: Literal["none", "mean", "covariance"] = "none"
+    """What is kept of observables and probe losses: every draw, or their mean or covariance over blocks of draws."""
+    num_blocks: int = 10
+    """Blocks of draws that are reduced to one mean or covariance each; the burn-in can be chosen at their ends."""
     precision: Precision = "highest"
     """Matrix products of loss and gradient: float32 (`highest`), `tf32` or `bf16` (accelerators only)."""
     seed: int = 0
@@ -142,6 +146,7 @@ def _check_counts(config: SweepConfig) -> None:
         "batch_size": 1,
         "num_baseline_batches": 2,
         "eval_every": 0,
+        "num_blocks": 1,
         "acceptance_every": 0,
         "num_control_draws": 0,
         "draws_per_chunk": 1,
@@ -160,6 +165,7 @@ def _check_choices(config: SweepConfig) -> None:
         "baseline": ("paired", "dataset"),
         "init": ("anchor", "prior"),
         "common": ("all", "batches", "none"),
+        "reduce": ("none", "mean", "covariance"),
         "precision": ("highest", "tf32", "bf16"),
     }
     for name, allowed in choices.items():

@@ -17,9 +17,10 @@ from llcjax.checkpoints import CheckpointBank
 from llcjax.components import Slices
 from llcjax.config import Setting, SweepConfig
 from llcjax.data import DataSource, example_batch
+from llcjax.observables import Watch
 from llcjax.plan import even_parts
 from llcjax.program import RUN, SAME, Part, Program, ProgramSpec, RunInputs, build, loss_flops
-from llcjax.types import LossFn, Observe, Params
+from llcjax.types import Batch, LossFn, Observe, Params
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Job:
     mask: Params | None = None
     slices: Slices | None = None
     """The components of a refined sweep; each makes the grid of settings once more."""
+    probes: dict[str, Batch] = dataclasses.field(default_factory=dict)
+    """Fixed batches whose losses are recorded at every draw."""
     component_names: tuple[str, ...] = ()
     component_sizes: tuple[int, ...] = ()
     """Number of parameters of each component."""
@@ -81,7 +84,15 @@ class Job:
     @property
     def draws_per_chunk(self) -> int:
         """Draws between two visits of the host, evened out so that the last chunk has little surplus."""
-        return even_parts(self.num_recorded, self.config.draws_per_chunk)
+        at_once = self.config.draws_per_chunk
+        if self.config.reduce != "none":  # a block of moments is a chunk
+            at_once = -(-self.num_recorded // self.config.num_blocks)
+        return even_parts(self.num_recorded, at_once)
+
+    @property
+    def watch(self) -> Watch:
+        """What the observables need at run time."""
+        return Watch(self.probes, jnp.int32(self.num_recorded))
 
     @property
     def own_streams(self) -> bool:
@@ -122,6 +133,7 @@ class Job:
             paired=config.baseline == "paired",
             per_position=self.per_position,
             observe=self.observe,
+            reduce=config.reduce,
             own_streams=self.own_streams,
             has_batches=self.has_batches,
         )
@@ -172,4 +184,4 @@ def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) 
     streams = compiled.put(streams, RUN if job.own_streams else SAME)
     arrays, part = compiled.put(job.source.arrays), compiled.put(job.part)
     states = compiled.init(anchors, runs, part)
-    return states, anchors, runs, part, streams, arrays, compiled.put(np.int32(0))
+    return states, anchors, runs, part, streams, arrays, compiled.put(job.watch), compiled.put(np.int32(0))

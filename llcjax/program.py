@@ -29,6 +29,7 @@ from llcjax.chain import (
 )
 from llcjax.components import Slices
 from llcjax.data import dataset_loss, draw_batch
+from llcjax.observables import Moments, Watch, as_vector, measure
 from llcjax.posterior import LocalPosterior, Loss, evaluate
 from llcjax.samplers import SAMPLERS, Sampler, langevin_acceptance, step_share
 from llcjax.types import Batch, LossFn, Observe, Params, PRNGKey
@@ -79,6 +80,8 @@ class Recorded(NamedTuple):
     draw: Draw
     full_loss: Float[Array, "run draw"] | None
     langevin: Acceptance | None
+    moments: Moments | None = None
+    """Of the observables over the draws of the chunk, where they are reduced: without the axis `draw`."""
 
 
 class Acceptance(NamedTuple):
@@ -111,6 +114,7 @@ class ProgramSpec:
     paired: bool
     per_position: bool
     observe: Observe | None
+    reduce: str
     own_streams: bool
     """Whether each run has its own batches; otherwise runs of the same chain share them."""
     has_batches: bool
@@ -127,7 +131,7 @@ class Program:
         self._known: dict[Any, Any] = {}
         self.init_fn = jax.jit(_compat.shard_runs(self.start_runs, mesh, (SAME, RUN, SAME), RUN))
         stream_spec = RUN if spec.own_streams else SAME
-        in_specs = (RUN, SAME, RUN, SAME, stream_spec, SAME, SAME)
+        in_specs = (RUN, SAME, RUN, SAME, stream_spec, SAME, SAME, SAME)
         sharded = _compat.shard_runs(self.advance_runs, mesh, in_specs, (RUN, RUN))
         self.advance_fn = jax.jit(sharded, donate_argnums=0)
         self.loss_fn = jax.jit(self._dataset_loss)
@@ -141,7 +145,7 @@ class Program:
         return self._compile("init", self.init_fn, *args)(*args)
 
     def advance(self, *args: Any) -> tuple[ChainState, Recorded]:
-        """Runs one chunk: `(states, anchors, runs, part, batch_roots, arrays, first_draw) -> (states, recorded)`."""
+        """Runs one chunk: `(states, *shared, first_draw) -> (states, recorded)`, see `advance_runs`."""
         return self._compile("advance", self.advance_fn, *args)(*args)
 
     def memory_bytes(self, *args: Any) -> int:
@@ -221,6 +225,7 @@ class Program:
         part: Part,
         batch_roots: Key[Array, " stream"],
         arrays: Any,
+        watch: Watch,
         first_draw: Int[Array, ""],
     ) -> tuple[ChainState, Recorded]:
         """Advances runs on one device by a chunk of draws (traced)."""
@@ -241,11 +246,15 @@ class Program:
             return jax.vmap(one, in_axes=(0, anchor_axis, 0, axis))(runs, anchor_of_run, states, batches)
 
         def record_one(run: RunInputs, target: Target, key: PRNGKey, state: ChainState, batch: Batch, step: Any) -> Any:
-            observe = spec.observe
+            def observe(params: Params) -> Any:
+                per_position = spec.per_position
+                whole = target.whole(params)
+                return measure(spec.observe, spec.loss_fn, whole, watch.probes, per_position=per_position)
+
             recording = Recording(
                 paired=spec.paired,
                 per_position=spec.per_position,
-                observe=None if observe is None else lambda params: observe(target.whole(params)),
+                observe=None if spec.observe is None and not watch.probes else observe,
             )
             return record_and_advance(target.sampler, target.posterior, recording, key, state, step, batch)
 
@@ -261,15 +270,43 @@ class Program:
                 step,
             )
 
-        states, recorded = scan_draws(
-            record,
-            move,
-            states,
-            first_draw,
-            num_draws=spec.draws_per_chunk,
-            num_steps_between_draws=spec.num_steps_between_draws,
-        )
-        return states, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), recorded)
+        def scan(record: Callable, move: Callable, state: Any) -> Any:
+            return scan_draws(
+                record,
+                move,
+                state,
+                first_draw,
+                num_draws=spec.draws_per_chunk,
+                num_steps_between_draws=spec.num_steps_between_draws,
+            )
+
+        moments = None
+        if spec.reduce == "none":
+            states, recorded = scan(record, move, states)
+        else:
+            (states, moments), recorded = scan(
+                lambda carry, step: self._reduced(record, carry, step, watch),
+                lambda carry, step: (move(carry[0], step), carry[1]),
+                (states, self._no_moments(record, states)),
+            )
+        recorded = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), recorded)
+        return states, recorded._replace(moments=moments)
+
+    def _reduced(self, record: Callable, carry: Any, step: Int[Array, ""], watch: Watch) -> tuple[Any, Recorded]:
+        """Records a draw, and its observables as their moments alone."""
+        states, moments = carry
+        states, recorded = record(states, step)
+        counts = step < watch.num_draws * self.spec.num_steps_between_draws
+        values = jax.vmap(as_vector)(recorded.draw.observed)
+        moments = jax.vmap(lambda m, v: m.add(v, counts))(moments, values)
+        return (states, moments), recorded._replace(draw=recorded.draw._replace(observed=None))
+
+    def _no_moments(self, record: Callable, states: ChainState) -> Moments:
+        observed = jax.eval_shape(lambda s: record(s, jnp.int32(0))[1].draw.observed, states)
+        runs = jax.tree.leaves(observed)[0].shape[0]
+        size = sum(leaf.size // runs for leaf in jax.tree.leaves(observed))
+        none: Any = Moments.zeros(size, self.spec.reduce)  # ty: ignore[invalid-argument-type]
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (runs, *leaf.shape)), none)
 
     def _batches(self, arrays: Any, roots: Key[Array, " stream"], step: Int[Array, ""]) -> tuple[Batch, int | None]:
         spec = self.spec

@@ -14,13 +14,14 @@ import numpy as np
 import xarray as xr
 
 from llcjax import _compat, keys, processes, trees
-from llcjax.baseline import write_init_losses, write_prior_losses
+from llcjax.baseline import write_init_losses, write_prior_losses, write_probe_losses
 from llcjax.checkpoints import CheckpointBank
 from llcjax.components import check_mask, make_slices
 from llcjax.config import SweepConfig, array_digest, as_dict, fingerprint
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
 from llcjax.job import Job, launch_inputs
 from llcjax.launch import run_job
+from llcjax.observables import check_probes, feature_table, measure
 from llcjax.posterior import check_loss_shape
 from llcjax.program import Recorded
 from llcjax.progress import SweepStats
@@ -28,7 +29,7 @@ from llcjax.provenance import provenance
 from llcjax.samplers import FULL_BATCH
 from llcjax.store import SweepStore, is_sweep, open_sweep
 from llcjax.types import LossFn, Observe, Params, PRNGKey
-from llcjax.writer import named_arrays
+from llcjax.writer import MOMENT, named_arrays
 
 GROUP_DIMS = ("checkpoint", "setting")
 DRAW_DIMS = ("checkpoint", "setting", "chain", "draw")
@@ -45,6 +46,7 @@ def sweep(
     mask: Params | None = None,
     components: Mapping[str, Params] | None = None,
     observe: Observe | None = None,
+    probes: Mapping[str, Any] | None = None,
     chance: float | None = None,
     attrs: dict[str, Any] | None = None,
     on_chunk: Callable[[SweepStats], None] | None = None,
@@ -68,6 +70,8 @@ def sweep(
             sweep. The settings of the grid are repeated for each, with its name in the coordinate `component`; chains
             carry the sampled entries alone, and each launch holds one checkpoint once.
         observe: any function of the parameters to record at each draw (an array or a dict of arrays).
+        probes: name -> batch: the loss of each of its examples (of each position, with `per_position`) is recorded at
+            each draw as `probe_NAME`. With `config.reduce` only means or covariances of all observables are kept.
         chance: loss of a trivial predictor, for the verdicts.
         attrs: further facts to store.
         on_chunk: called with `SweepStats` after each chunk.
@@ -91,6 +95,7 @@ def sweep(
         mask=mask,
         components=components,
         observe=observe,
+        probes=probes,
         devices=devices,
     )
     if out is None:
@@ -112,6 +117,7 @@ def _prepared(job: Job, path: Path | None, chance: float | None, attrs: dict[str
     store = _open_or_create(job, path, chance, attrs)
     write_init_losses(job, store)
     write_prior_losses(job, store)
+    write_probe_losses(job, store)
     return store
 
 
@@ -125,6 +131,7 @@ def make_job(
     mask: Params | None = None,
     components: Mapping[str, Params] | None = None,
     observe: Observe | None = None,
+    probes: Mapping[str, Any] | None = None,
     devices: list[jax.Device] | None = None,
 ) -> Job:
     """The checked facts of a sweep; the arguments are those of `sweep`.
@@ -136,6 +143,10 @@ def make_job(
         raise ValueError("mask and components are both given; join the mask into those of the components.")
     source = data_source(data)
     has_positions = _check(loss_fn, bank, source, config)
+    fixed = {name: jax.tree.map(jnp.asarray, batch) for name, batch in (probes or {}).items()}
+    check_probes(loss_fn, bank.checkpoint(0), fixed)
+    if config.reduce != "none" and observe is None and not fixed:
+        raise ValueError(f"reduce={config.reduce!r} has nothing to reduce; give observe or probes, or set it to none.")
     slices, sizes = (None, ()) if components is None else make_slices(components, bank.checkpoint(0))
     return Job(
         loss_fn=loss_fn,
@@ -148,6 +159,7 @@ def make_job(
         mesh=_compat.run_mesh(devices),
         mask=None if mask is None else _checked_mask(mask, bank),
         slices=slices,
+        probes=fixed,
         component_names=tuple(components or ()),
         component_sizes=tuple(int(size) for size in sizes),
     )
@@ -207,12 +219,16 @@ def _identity(job: Job, recorded: list[str]) -> str:
     free = as_dict(dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None))
     if not job.config.step_size_decay:
         free = {name: value for name, value in free.items() if not name.startswith("step_size_decay")}
+    if job.config.reduce == "none":
+        del free["reduce"], free["num_blocks"]
     data = [array_digest(leaf) for leaf in jax.tree.leaves(job.source.arrays)]
     seed = jax.random.key_data(job.base).tolist()
     mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
     parts: tuple[Any, ...] = (free, job.bank.fingerprint(), data, seed, mask, recorded)
     if job.slices is not None:
         parts += ([job.component_names, job.slices.leaves, array_digest(job.slices.index)],)
+    if job.probes:
+        parts += ([array_digest(leaf) for leaf in jax.tree.leaves(job.probes)],)
     return fingerprint(*parts)
 
 
@@ -248,9 +264,21 @@ def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: di
         facts["chance"] = float(chance)
     if job.component_names:
         facts["components"] = list(job.component_names)
+    if job.config.reduce != "none":
+        facts["features"] = job.program(1).known("features", lambda: _features(job))
     store = SweepStore.create(path, coords=_coords(job), attrs=facts)
     _allocate(job, store, arrays)
     return store.publish()
+
+
+def _features(job: Job) -> list[tuple[str, list[int]]]:
+    """Names and shapes of what is reduced, without computing it."""
+    per_position = job.per_position
+    shapes = jax.eval_shape(
+        lambda params: measure(job.observe, job.loss_fn, params, job.probes, per_position=per_position),
+        job.bank.checkpoint(0),
+    )
+    return feature_table(shapes)
 
 
 def _num_sampled(mask: Params) -> int:
@@ -263,6 +291,9 @@ def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         name: (("setting",), np.array([getattr(setting, name) for setting in settings]))
         for name in ("n_beta", "localization", "step_size")
     }
+    if job.config.reduce != "none":
+        starts = np.arange(0, job.num_recorded, job.draws_per_chunk) * job.config.num_steps_between_draws
+        hyper["block"] = (("block",), starts)
     if job.component_names:
         hyper["component"] = (("setting",), job.component_of_setting)
         hyper["num_params"] = (("setting",), np.array(job.component_sizes)[job.component_of_setting])
@@ -281,6 +312,9 @@ def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
     chains, draws = job.config.num_chains, job.num_recorded
     block = job.draws_per_chunk
     for name, leaf in arrays.items():
+        if name.startswith(MOMENT):
+            _allocate_moments(store, name, leaf, groups, chains, -(-draws // block))
+            continue
         extra = leaf.shape[2:]
         dims = (*DRAW_DIMS, *_extra_dims(name, len(extra)))
         shape, chunks = (*groups, chains, draws, *extra), (1, 1, chains, block, *extra)
@@ -290,6 +324,15 @@ def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
             store.put("position", ("position",), np.arange(1, extra[0] + 1))
     store.allocate("first_nonfinite_step", (*GROUP_DIMS, "chain"), (*groups, chains), (1, 1, chains), "int32", -1)
     store.allocate("num_draws_done", GROUP_DIMS, groups, (1, 1), "int32", 0)
+
+
+def _allocate_moments(
+    store: SweepStore, name: str, leaf: Any, groups: tuple[int, int], chains: int, blocks: int
+) -> None:
+    """Makes room for the moments of each block; a chunk of the store is one block."""
+    extra = leaf.shape[1:]
+    dims = (*GROUP_DIMS, "chain", "block", *("feature", "feature_other")[: len(extra)])
+    store.allocate(name, dims, (*groups, chains, blocks, *extra), (1, 1, chains, 1, *extra), "float32", float("nan"))
 
 
 def _extra_dims(name: str, count: int) -> tuple[str, ...]:
@@ -307,4 +350,4 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
         states = jax.eval_shape(tiny.start_runs, anchors, runs, part)
         return jax.eval_shape(tiny.advance_runs, states, anchors, runs, part, *rest)[1]
 
-    return tiny.known("recorded", traced, anchors, runs, job.part, roots, job.source.arrays, jnp.int32(0))
+    return tiny.known("recorded", traced, anchors, runs, job.part, roots, job.source.arrays, job.watch, jnp.int32(0))
