@@ -26,6 +26,7 @@ from llcjax.covariances import (  # noqa: E402
 from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
 from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
 from llcjax.forecast import Forecast, forecast  # noqa: E402
+from llcjax.free_energy import free_energy, integration_rule, temperature_curve  # noqa: E402
 from llcjax.interrupt import Interrupted  # noqa: E402
 from llcjax.posterior import LocalPosterior  # noqa: E402
 from llcjax.samplers import SAMPLERS, Sampler, sgld  # noqa: E402
@@ -62,7 +63,9 @@ __all__ = [
     "excess_loss",
     "find_stages",
     "forecast",
+    "free_energy",
     "head_names",
+    "integration_rule",
     "import_bank",
     "llc_stages",
     "load_bank",
@@ -75,6 +78,7 @@ __all__ = [
     "sgld",
     "susceptibilities",
     "sweep",
+    "temperature_curve",
     "train",
     "verify",
     "wbic",
