@@ -28,11 +28,16 @@ from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa:
 from llcjax.forecast import Forecast, forecast  # noqa: E402
 from llcjax.free_energy import free_energy, integration_rule, temperature_curve  # noqa: E402
 from llcjax.interrupt import Interrupted  # noqa: E402
+from llcjax.models.decoder import DecoderConfig, decoder  # noqa: E402
+from llcjax.models.pretrained import load_pretrained  # noqa: E402
 from llcjax.posterior import LocalPosterior  # noqa: E402
 from llcjax.samplers import SAMPLERS, Sampler, sgld  # noqa: E402
 from llcjax.stages import Stages, find_stages, llc_stages  # noqa: E402
 from llcjax.store import open_sweep  # noqa: E402
+from llcjax.streamed import StreamedBank, pretrained_bank  # noqa: E402
 from llcjax.sweep import sweep  # noqa: E402
+from llcjax.tasks.text import next_token_loss  # noqa: E402
+from llcjax.tokens import read_tokens, token_rows  # noqa: E402
 from llcjax.train import TrainConfig, train  # noqa: E402
 from llcjax.verdicts import Verdict  # noqa: E402
 from llcjax.verify import Verification, verify  # noqa: E402
@@ -41,6 +46,7 @@ __all__ = [
     "SAMPLERS",
     "Calibration",
     "CheckpointBank",
+    "DecoderConfig",
     "Forecast",
     "Interrupted",
     "LLCEstimate",
@@ -49,6 +55,7 @@ __all__ = [
     "Sampler",
     "Setting",
     "Stages",
+    "StreamedBank",
     "SweepConfig",
     "TrainConfig",
     "Verdict",
@@ -58,6 +65,7 @@ __all__ = [
     "calibrate",
     "chain_covariance",
     "component_masks",
+    "decoder",
     "estimate_llc",
     "estimates",
     "excess_loss",
@@ -69,9 +77,13 @@ __all__ = [
     "integration_rule",
     "llc_stages",
     "load_bank",
+    "load_pretrained",
     "loss_kernel",
+    "next_token_loss",
     "open_sweep",
+    "pretrained_bank",
     "principal_components",
+    "read_tokens",
     "run_chain",
     "running_llc",
     "save_bank",
@@ -79,6 +91,7 @@ __all__ = [
     "susceptibilities",
     "sweep",
     "temperature_curve",
+    "token_rows",
     "train",
     "verify",
     "wbic",

@@ -21,7 +21,7 @@ from llcjax import trees
 from llcjax.types import Params
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointBank:
     """Snapshots of one model, on the host.
 
@@ -73,6 +73,17 @@ class CheckpointBank:
     def checkpoint(self, index: int) -> Params:
         """The parameters of one checkpoint."""
         return trees.take(self.params, index)
+
+    def rows(self, index: np.ndarray) -> Params:
+        """Some checkpoints, stacked."""
+        return trees.take(self.params, index)
+
+    def finite(self) -> np.ndarray:
+        """Which checkpoints hold neither NaN nor infinity."""
+        whole = np.ones(len(self), bool)
+        for leaf in jax.tree.leaves(self.params):
+            whole &= np.isfinite(leaf).reshape(len(self), -1).all(1)
+        return whole
 
     def at_steps(self, steps: Any) -> CheckpointBank:
         """The bank of the given training steps.

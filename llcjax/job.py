@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from llcjax import chain, keys, trees
+from llcjax import chain, keys
 from llcjax.checkpoints import CheckpointBank
 from llcjax.components import Slices
 from llcjax.config import Setting, SweepConfig
@@ -174,7 +174,7 @@ def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, Run
     streams = roots("batch", chain_of_run, steps) if own else roots("batch", chains, np.zeros_like(chains))
     if job.slices is not None:
         checkpoints = checkpoints[:1]
-    return trees.take(job.bank.params, checkpoints), runs, streams
+    return job.bank.rows(checkpoints), runs, streams
 
 
 def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) -> tuple[Any, ...]:

@@ -190,10 +190,10 @@ def check_finite(bank: CheckpointBank) -> None:
     Raises:
         ValueError: the sentence names the training step and the parameter.
     """
-    broken = np.zeros(len(bank), bool)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(bank.params):
-        broken |= ~np.isfinite(np.asarray(leaf)).reshape(len(bank), -1).all(1)
-        if broken.all():
+    if bank.finite().any():
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(bank.checkpoint(0)):
+        if not np.isfinite(leaf).all():
             raise ValueError(
                 f"the parameters of step {bank.steps[0]} contain NaN or inf at {jax.tree_util.keystr(path)}, and no "
                 "other checkpoint of the bank is finite; train again with a smaller learning rate or give other files."
