@@ -23,7 +23,7 @@ estimate = llcjax.estimate_llc(
     loss_fn, params, (x, y), key=0, n_beta=200.0, step_size=2e-4, localization=10.0, num_chains=4, num_draws=400,
     num_burnin_steps=200, batch_size=128,
 )  # fmt: skip
-estimate
+estimate  # noqa: B018  # shows itself in a notebook
 
 # %% The same for each layer.
 table = llcjax.estimates(
