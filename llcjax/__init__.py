@@ -23,6 +23,7 @@ from llcjax.covariances import (  # noqa: E402
     principal_components,
     susceptibilities,
 )
+from llcjax.devinterp import export_devinterp, import_devinterp  # noqa: E402
 from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
 from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
 from llcjax.forecast import Forecast, forecast  # noqa: E402
@@ -69,11 +70,13 @@ __all__ = [
     "estimate_llc",
     "estimates",
     "excess_loss",
+    "export_devinterp",
     "find_stages",
     "forecast",
     "free_energy",
     "head_names",
     "import_bank",
+    "import_devinterp",
     "integration_rule",
     "llc_stages",
     "load_bank",

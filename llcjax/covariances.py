@@ -138,6 +138,7 @@ def susceptibilities(
     reference: str,
     *,
     full: str | None = None,
+    init_loss: float | None = None,
     correlation: bool = False,
     num_burnin_steps: int | None = None,
 ) -> xr.Dataset:
@@ -155,6 +156,8 @@ def susceptibilities(
             and in devinterp (phi_C holds a delta function of the weights outside C, so that the two expectations
             belong to two posteriors). None takes it over the component's own chains: a covariance, free of what
             differs between the two.
+        init_loss: L(w*), which matters with `full` alone; None takes that of the probe `reference`. devinterp takes
+            its init loss, on batches of the sampling data.
         correlation: divides by the standard deviations of phi and of ell - L; not with `full`.
         num_burnin_steps: as in `bif`.
 
@@ -168,7 +171,7 @@ def susceptibilities(
     """
     if full is not None and correlation:
         raise ValueError("correlation=True has no meaning with full; choose one of the two.")
-    sums = _shift_sums(sweep, probe, reference, num_burnin_steps)
+    sums = _shift_sums(sweep, probe, reference, init_loss, num_burnin_steps)
     if full is None:
         statistic: Callable[[Sums], np.ndarray] = lambda s: -_of(s.joined(), correlation)[..., 0, :]  # noqa: E731
     else:
@@ -342,18 +345,21 @@ def _cleared(sums: Sums, usable: np.ndarray) -> Sums:
     )
 
 
-def _shift_sums(sweep: xr.Dataset, probe: str, reference: str, num_burnin_steps: int | None) -> Sums:
+def _shift_sums(
+    sweep: xr.Dataset, probe: str, reference: str, init_loss: float | None, num_burnin_steps: int | None
+) -> Sums:
     """Moments of a = L - L(w*) and b = ell - L, which are linear in the losses that the sweep has moments of."""
     across = _sums(sweep, reference, probe, num_burnin_steps)
     within = _sums(sweep, reference, reference, num_burnin_steps)
     share = _shares(sweep, reference)
-    start = sweep[INIT_PROBE + reference].values.reshape(sweep.sizes["checkpoint"], -1)
+    start = np.nan_to_num(sweep[INIT_PROBE + reference].values.reshape(sweep.sizes["checkpoint"], -1)) @ share
+    start = start if init_loss is None else np.full_like(start, init_loss)
     mean = across.mean_a @ share
     product = np.einsum("a,...ab->...b", share, across.scatter)  # of L and ell
     square = np.einsum("a,...ab,b->...", share, within.scatter, share)[..., None]
     return Sums(
         across.count,
-        (mean - (np.nan_to_num(start) @ share)[:, None, None])[..., None],
+        (mean - start[:, None, None])[..., None],
         across.mean_b - mean[..., None],
         (product - square)[..., None, :],
         square,
