@@ -87,6 +87,10 @@ class SweepConfig:
     """Seed of batches and noise."""
     draws_per_chunk: int = 100
     """Draws between two visits of the host (progress, writes); has no effect on the numbers."""
+    microbatch_size: int | None = None
+    """Examples of a batch whose gradient is computed at once; gradients add up. None = all of the batch."""
+    chains_at_once: int | None = None
+    """Chains of a launch that step at once; the others wait, so that their activations never meet. None = all."""
     runs_per_launch: int | None = None
     """Chains that run at once; none = as many as fit and help. Has no effect on the numbers."""
 
@@ -151,8 +155,14 @@ def _check_counts(config: SweepConfig) -> None:
         "num_control_draws": 0,
         "draws_per_chunk": 1,
         "runs_per_launch": 1,
+        "microbatch_size": 1,
+        "chains_at_once": 1,
         "seed": 0,
     }
+    if config.microbatch_size and config.batch_size and config.batch_size % config.microbatch_size:
+        raise ValueError(
+            f"microbatch_size={config.microbatch_size} does not divide batch_size={config.batch_size}; choose a divisor."
+        )
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and (not isinstance(value, int) or value < bound):

@@ -135,6 +135,8 @@ class Job:
             observe=self.observe,
             reduce=config.reduce,
             own_streams=self.own_streams,
+            microbatch_size=config.microbatch_size,
+            chains_at_once=config.chains_at_once,
             has_batches=self.has_batches,
         )
         return build(spec, self.mesh)

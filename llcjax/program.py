@@ -117,6 +117,8 @@ class ProgramSpec:
     reduce: str
     own_streams: bool
     """Whether each run has its own batches; otherwise runs of the same chain share them."""
+    microbatch_size: int | None
+    chains_at_once: int | None
     has_batches: bool
     """Whether batches are drawn at all; otherwise every step sees all examples."""
 
@@ -195,11 +197,35 @@ class Program:
             begin = posterior.anchor if self.spec.init == "anchor" else prior_start(run.init_root, posterior)
             return start_chain(target.sampler, begin)
 
-        anchor, axis = _anchor_of_run(anchors, runs, part)
-        return jax.vmap(start, in_axes=(0, axis))(runs, anchor)
+        anchor, axis = self._anchor_of_run(anchors, runs, part)
+        return self._each_run(start, (0, axis))(runs, anchor)
+
+    def _each_run(self, function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+        """`jax.vmap` over the runs, or so many of them at once and the others after them."""
+        at_once = self.spec.chains_at_once
+        if at_once is None:
+            return jax.vmap(function, in_axes=in_axes)
+
+        def in_turn(*args: Any) -> Any:
+            def one(own: tuple[Any, ...]) -> Any:
+                left = iter(own)
+                return function(*(arg if axis is None else next(left) for arg, axis in zip(args, in_axes, strict=True)))
+
+            own = tuple(arg for arg, axis in zip(args, in_axes, strict=True) if axis is not None)
+            return jax.lax.map(one, own, batch_size=None if at_once == 1 else at_once)
+
+        return in_turn
+
+    def _anchor_of_run(self, anchors: Params, runs: RunInputs, part: Part) -> tuple[Params, int | None]:
+        """The anchors of the runs, and their axis; None where one is shared, or each run takes its own in its turn."""
+        if isinstance(part, Slices):
+            return trees.take(anchors, 0), None
+        return (anchors, None) if self.spec.chains_at_once else (trees.take(anchors, runs.group), 0)
 
     def _target(self, run: RunInputs, anchor: Params, part: Part, step: Int[Array, ""]) -> Target:
         spec = self.spec
+        if spec.chains_at_once and not isinstance(part, Slices):
+            anchor = trees.take(anchor, run.group)  # only of the chains that step now
         loss_fn, start, mask, whole = spec.loss_fn, anchor, part, _same
         if isinstance(part, Slices):
             # The chain is the sampled vector alone; all else stays where the anchor has it.
@@ -213,7 +239,16 @@ class Program:
                 return spec.loss_fn(whole(values), batch)
 
             start, mask = slices.take(anchor, component), slices.valid(anchor, component)
-        posterior = LocalPosterior(loss_fn, start, run.n_beta, run.localization, spec.weight_decay, spec.box, mask)
+        posterior = LocalPosterior(
+            loss_fn,
+            start,
+            run.n_beta,
+            run.localization,
+            spec.weight_decay,
+            spec.box,
+            mask,
+            spec.microbatch_size,
+        )
         sampler = SAMPLERS[spec.sampler](posterior, run.step_size_at(step), **dict(spec.sampler_options))
         return Target(posterior, sampler, whole)
 
@@ -230,7 +265,7 @@ class Program:
     ) -> tuple[ChainState, Recorded]:
         """Advances runs on one device by a chunk of draws (traced)."""
         spec = self.spec
-        anchor_of_run, anchor_axis = _anchor_of_run(anchors, runs, part)
+        anchor_of_run, anchor_axis = self._anchor_of_run(anchors, runs, part)
 
         def over_runs(step_one_run: Callable, states: ChainState, step: Int[Array, ""]) -> Any:
             # Batches are drawn once a stream, outside the vmap over runs, and picked by index inside it.
@@ -243,7 +278,7 @@ class Program:
                     batch = trees.take(batch, run.stream)
                 return step_one_run(run, target, jax.random.fold_in(run.noise_root, step), state, batch)
 
-            return jax.vmap(one, in_axes=(0, anchor_axis, 0, axis))(runs, anchor_of_run, states, batches)
+            return self._each_run(one, (0, anchor_axis, 0, axis))(runs, anchor_of_run, states, batches)
 
         def record_one(run: RunInputs, target: Target, key: PRNGKey, state: ChainState, batch: Batch, step: Any) -> Any:
             def observe(params: Params) -> Any:
@@ -365,7 +400,7 @@ class Program:
         return self._every(
             spec.eval_every,
             step,
-            lambda: jax.vmap(one, in_axes=(0, anchor_axis, 0))(runs, anchors, states.sampler.params),
+            lambda: self._each_run(one, (0, anchor_axis, 0))(runs, anchors, states.sampler.params),
             lambda: jnp.full(runs.group.shape, jnp.nan),
         )
 
@@ -375,11 +410,6 @@ class Program:
 
 def _same(params: Params) -> Params:
     return params
-
-
-def _anchor_of_run(anchors: Params, runs: RunInputs, part: Part) -> tuple[Params, int | None]:
-    """The anchors of the runs, and their axis; runs of components share one checkpoint, which is held once."""
-    return (trees.take(anchors, 0), None) if isinstance(part, Slices) else (trees.take(anchors, runs.group), 0)
 
 
 def _shapes(args: Any) -> str:

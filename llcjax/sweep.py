@@ -217,6 +217,7 @@ def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
 def _identity(job: Job, recorded: list[str]) -> str:
     """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
     free = as_dict(dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None))
+    del free["microbatch_size"], free["chains_at_once"]  # how, not what
     if not job.config.step_size_decay:
         free = {name: value for name, value in free.items() if not name.startswith("step_size_decay")}
     if job.config.reduce == "none":
