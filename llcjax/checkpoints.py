@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Int
 
-from llcjax import trees
+from llcjax import show, trees
 from llcjax.types import Params
 
 
@@ -57,6 +57,14 @@ class CheckpointBank:
         size = trees.leading_size(self.params, "the bank")
         if size != steps.size:
             raise ValueError(f"the bank has {size} checkpoints but {steps.size} steps; give one step each.")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        steps = f"{self.steps[0]:,} to {self.steps[-1]:,}" if len(self) > 1 else f"{self.steps[0]:,}"
+        one = self.checkpoint(0)
+        rows = {"checkpoints": f"{len(self):,}", "steps": steps, "parameters": f"{trees.num_params(one):,}"}
+        leaves = jax.tree_util.tree_leaves_with_path(one)
+        return show.table({**rows, **{trees.path_name(path): str(np.shape(leaf)) for path, leaf in leaves}})
 
     def __len__(self) -> int:
         return int(self.steps.size)

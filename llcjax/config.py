@@ -91,6 +91,8 @@ class SweepConfig:
     """Examples of a batch whose gradient is computed at once; gradients add up. None = all of the batch."""
     chains_at_once: int | None = None
     """Chains of a launch that step at once; the others wait, so that their activations never meet. None = all."""
+    devices_per_run: int = 1
+    """Devices that share the parameters of one chain, where one device does not hold them."""
     runs_per_launch: int | None = None
     """Chains that run at once; none = as many as fit and help. Has no effect on the numbers."""
 
@@ -156,12 +158,14 @@ def _check_counts(config: SweepConfig) -> None:
         "draws_per_chunk": 1,
         "runs_per_launch": 1,
         "microbatch_size": 1,
+        "devices_per_run": 1,
         "chains_at_once": 1,
         "seed": 0,
     }
     if config.microbatch_size and config.batch_size and config.batch_size % config.microbatch_size:
         raise ValueError(
-            f"microbatch_size={config.microbatch_size} does not divide batch_size={config.batch_size}; choose a divisor."
+            f"microbatch_size={config.microbatch_size} does not divide batch_size={config.batch_size}; "
+            "choose a divisor."
         )
     for name, bound in least.items():
         value = getattr(config, name)

@@ -163,8 +163,8 @@ def susceptibilities(
 
     Returns:
         `susceptibility` and `susceptibility_stderr` with dimensions `(checkpoint, setting, example)`, where tokens of
-        an example follow each other with per_position. Positive: the component's loss falls where examples like this
-        become more frequent.
+        an example follow each other with per_position. Positive: the mean loss over the component's posterior rises as
+        examples like this become more frequent.
 
     Raises:
         ValueError: as `bif`; an unknown `full`; `full` with `correlation`.

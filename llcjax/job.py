@@ -76,6 +76,11 @@ class Job:
         return len(self.bank) * len(self.settings)
 
     @property
+    def num_devices(self) -> int:
+        """Devices, or groups of devices that share a run, among which the runs are dealt out."""
+        return self.mesh.shape["run"]
+
+    @property
     def num_recorded(self) -> int:
         """Draws of a chain, burn-in included."""
         config = self.config
@@ -182,7 +187,7 @@ def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, Run
 def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) -> tuple[Any, ...]:
     """The arguments of `Program.advance` for some groups, on the devices; the chains are at their start."""
     anchors, runs, streams = launch_inputs(job, groups, num_runs)
-    anchors, runs = compiled.put(anchors), compiled.put(runs, RUN)
+    anchors, runs = compiled.put_params(anchors), compiled.put(runs, RUN)
     streams = compiled.put(streams, RUN if job.own_streams else SAME)
     arrays, part = compiled.put(job.source.arrays), compiled.put(job.part)
     states = compiled.init(anchors, runs, part)

@@ -140,10 +140,8 @@ class LocalPosterior(NamedTuple):
         if self._whole(batch):
             return one(batch)
         parts = jax.tree.map(lambda leaf: leaf.reshape(-1, self.microbatch_size, *leaf.shape[1:]), batch)
-        empty = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts)),
-        )
+        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts))
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), empty, parts)[0]
 
     def force(self, loss_gradient: Params, params: Params) -> Params:

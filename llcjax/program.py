@@ -131,16 +131,42 @@ class Program:
         self.mesh = mesh
         self._compiled: dict[Any, jax.stages.Compiled] = {}
         self._known: dict[Any, Any] = {}
-        self.init_fn = jax.jit(_compat.shard_runs(self.start_runs, mesh, (SAME, RUN, SAME), RUN))
+        self.init_fn = jax.jit(_compat.shard_runs(self._start_cut, mesh, (SAME, RUN, SAME), RUN))
         stream_spec = RUN if spec.own_streams else SAME
         in_specs = (RUN, SAME, RUN, SAME, stream_spec, SAME, SAME, SAME)
-        sharded = _compat.shard_runs(self.advance_runs, mesh, in_specs, (RUN, RUN))
+        sharded = _compat.shard_runs(self._advance_cut, mesh, in_specs, (RUN, RUN))
         self.advance_fn = jax.jit(sharded, donate_argnums=0)
         self.loss_fn = jax.jit(self._dataset_loss)
 
     def put(self, tree: Any, spec: PartitionSpec = SAME) -> Any:
         """Moves arrays to the devices of the mesh."""
         return jax.device_put(tree, NamedSharding(self.mesh, spec))
+
+    def put_params(self, anchors: Params) -> Params:
+        """Moves anchors to the devices, cut over the axis `model` where the mesh has one."""
+        return jax.tree.map(lambda leaf: self.put(leaf, self._cut(leaf.shape, first=1)), anchors)
+
+    def _cut(self, shape: tuple[int, ...], first: int = 0) -> PartitionSpec:
+        """Where to cut an array over the axis `model`: its longest axis that can be cut evenly, from `first` on."""
+        parts = self.mesh.shape.get("model", 1)
+        fitting = [axis for axis in range(first, len(shape)) if shape[axis] % parts == 0 and shape[axis] >= parts]
+        if parts == 1 or not fitting:
+            return SAME
+        longest = max(fitting, key=lambda axis: shape[axis])
+        return PartitionSpec(*(["model" if axis == longest else None for axis in range(len(shape))]))
+
+    def _all_cut(self, states: ChainState) -> ChainState:
+        """Keeps what the chains carry cut over the axis `model` (traced; leading axis `run`)."""
+        if "model" not in self.mesh.shape:
+            return states
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self._cut(x.shape, first=1)), states)
+
+    def _start_cut(self, *args: Any) -> ChainState:
+        return self._all_cut(self.start_runs(*args))
+
+    def _advance_cut(self, states: ChainState, *args: Any) -> tuple[ChainState, Recorded]:
+        states, recorded = self.advance_runs(self._all_cut(states), *args)
+        return self._all_cut(states), recorded
 
     def init(self, *args: Any) -> ChainState:
         """Starts the chains of a launch: `(anchors, runs, part) -> states`."""

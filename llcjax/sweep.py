@@ -156,7 +156,7 @@ def make_job(
         base=keys.as_key(config.seed if key is None else key),
         observe=observe,
         per_position=config.per_position and has_positions,
-        mesh=_compat.run_mesh(devices),
+        mesh=_compat.run_mesh(devices, config.devices_per_run),
         mask=None if mask is None else _checked_mask(mask, bank),
         slices=slices,
         probes=fixed,
@@ -217,7 +217,7 @@ def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
 def _identity(job: Job, recorded: list[str]) -> str:
     """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
     free = as_dict(dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None))
-    del free["microbatch_size"], free["chains_at_once"]  # how, not what
+    del free["microbatch_size"], free["chains_at_once"], free["devices_per_run"]  # how, not what
     if not job.config.step_size_decay:
         free = {name: value for name, value in free.items() if not name.startswith("step_size_decay")}
     if job.config.reduce == "none":

@@ -61,3 +61,23 @@ def test_memory_falls():
 def test_microbatches_must_divide_the_batch():
     with pytest.raises(ValueError, match="microbatch_size=5 does not divide batch_size=16"):
         dataclasses.replace(CONFIG, microbatch_size=5)
+
+
+def test_parameters_over_several_devices(plain):
+    """Four simulated devices as two runs at once over two devices each: the same numbers, half the parameters each."""
+    shared = dataclasses.replace(CONFIG, devices_per_run=2, num_chains=4)
+    assert len(jax.local_devices()) == 4
+    parted = sweep(loss, BANK, DATA, shared)
+    np.testing.assert_allclose(parted["loss"][:, :, :3], plain["loss"], rtol=3e-5)
+    np.testing.assert_allclose(parted["distance"][:, :, :3], plain["distance"], rtol=3e-5)
+    job = make_job(loss, BANK, DATA, shared)
+    compiled = job.program()
+    args = launch_args(job, compiled, np.arange(1), 4)
+    states, _ = compiled.advance(*args)
+    for leaf, whole in zip(jax.tree.leaves(states.sampler.params), jax.tree.leaves(PARAMS), strict=True):
+        # Of four chains a device holds two, and half of each.
+        assert leaf.addressable_shards[0].data.size == 2 * whole[0].size // 2, leaf.sharding
+    text = compiled.text(*launch_args(job, compiled, np.arange(1), 4))
+    assert "all-reduce" in text or "all-gather" in text  # devices that share a chain do talk
+    with pytest.raises(ValueError, match="devices_per_run=3 does not divide the 4 devices"):
+        sweep(loss, BANK, DATA, dataclasses.replace(CONFIG, devices_per_run=3))

@@ -22,9 +22,10 @@ from llcjax.report import Extra, write_report
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared" / "data")
 parser.add_argument("--out", type=Path, default=Path("runs/stories260K"))
-parser.add_argument("--num-draws", type=int, default=60)
+parser.add_argument("--num-draws", type=int, default=50)
 parser.add_argument("--num-sequences", type=int, default=2048, help="texts of the model's own that the loss is over")
 parser.add_argument("--length", type=int, default=32, help="tokens of each")
+parser.add_argument("--num-components", type=int, default=40, help="heads to look at, from the first")
 arguments, _ = parser.parse_known_args()
 
 config, params = llcjax.load_pretrained(arguments.data / "stories260K.bin")
@@ -50,11 +51,11 @@ SENTENCES = [
 ]  # fmt: skip
 encoded = [encode(pieces, sentence)[:12] for sentence in SENTENCES]
 probe = np.array([tokens + tokens[1:2] * (12 - len(tokens)) for tokens in encoded], np.int32)
-names = ["full", *llcjax.head_names(config.num_layers, config.num_heads)]
+names = ["full", *llcjax.head_names(config.num_layers, config.num_heads)[: arguments.num_components]]
 parts = llcjax.component_masks(params, names, num_heads=8, num_key_value_heads=4)
 settings = llcjax.SweepConfig(
-    n_beta=30.0, localization=300.0, step_size=1e-4, batch_size=8, num_chains=4, num_draws=arguments.num_draws,
-    num_burnin_steps=20,
+    n_beta=30.0, localization=300.0, step_size=5e-4, batch_size=8, num_chains=4, num_draws=arguments.num_draws,
+    num_burnin_steps=arguments.num_draws // 3,
 )  # fmt: skip
 facts = llcjax.sweep(
     loss_fn, llcjax.checkpoints.bank_of(params), data, settings, components=parts, out=arguments.out / "sweep",
@@ -86,8 +87,8 @@ report = write_report(
     chance_name="uniform predictor",
     extra=[
         Extra("susceptibilities", plot_susceptibilities(chi, labels=labels),
-              "Susceptibility of every head (rows) to a shift of the data towards each sentence (columns). Blue: the "
-              "loss of the head's posterior rises when texts like this become more frequent."),
+              "Susceptibility of every head (rows) to a shift of the data towards each sentence (columns). Red: the "
+              "mean loss over the head's posterior rises as texts like this become more frequent; blue: it falls."),
         Extra("kernel", plot_matrix(kernel), "Correlation of the losses of the sentences over the posterior of all "
               "parameters."),
     ],

@@ -30,7 +30,10 @@ def plot_components(estimates: xr.Dataset) -> Figure:
         figure, (axes,) = new_figure(1, 1, height=max(2.4, 0.8 + 0.17 * len(names)))
         places = np.arange(len(names))[::-1]
         axes.errorbar(llc[:, 0], places, xerr=1.96 * error[:, 0], fmt="o", ms=3.5, lw=1.1, color=BLUE)
-        axes.axvline(0, color=INK, lw=0.8)
+        if llc.min() > 0 and llc.max() > 20 * np.median(llc):  # one part among many small ones
+            axes.set_xscale("log")
+        else:
+            axes.axvline(0, color=INK, lw=0.8)
         axes.set_yticks(places, names, fontsize=7)
         axes.set_xlabel("refined LLC, 95% interval")
         return figure
@@ -87,6 +90,7 @@ def _image(figure: Figure, axes: Any, values: np.ndarray, name: str) -> None:
     finite = np.abs(values[np.isfinite(values)])
     most = float(np.quantile(finite, 0.99)) if finite.size else 1.0
     shown = axes.imshow(values, cmap="RdBu_r", vmin=-most or -1, vmax=most or 1, aspect="auto", interpolation="nearest")
+    axes.grid(False)
     figure.colorbar(shown, ax=axes, label=plain(name))
 
 

@@ -228,6 +228,8 @@ def _settings_section(material: Material) -> str:
         num_ok = f"{verdict_counts(curve).get('ok', 0)} of {curve.sizes['checkpoint']}"
         rows.append([str(index), setting_label(curve), num_ok, curve_sentence(curve)])
     body = markup.table(["setting", "hyperparameters", "ok", "curve"], rows, text_columns=(1, 3))
+    if "component" in material.estimates.coords:  # drawn in a section of their own
+        return body
     return body + material.save(
         "settings",
         plots.plot_settings(material.estimates, material.stages),
