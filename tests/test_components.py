@@ -9,6 +9,7 @@ from llcjax import SweepConfig, component_masks, estimates, head_names, open_swe
 from llcjax.checkpoints import CheckpointBank, bank_of
 from llcjax.components import make_slices
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
+from llcjax.pipelines.heads import sweep_heads
 
 CURVATURES = {"a": np.array([1.0, 4.0, 9.0]), "b": np.array([0.5, 2.0]), "c": np.full((2, 2), 3.0)}
 CONFIG = SweepConfig(
@@ -49,6 +50,7 @@ def test_blocks_have_their_known_llc_and_add_up(separable):
     assert np.all(np.abs(llc[:, 3] - parts_sum) < 4 * parts_error)
 
 
+@pytest.mark.slow
 def test_a_component_is_the_mask_by_another_road(separable):
     """Same law as `mask=`; the noise differs, as only sampled entries draw any."""
     _, bank, parts, table = separable
@@ -100,9 +102,9 @@ def test_layers_of_a_deep_linear_network():
     assert abs(float(table["llc"][0]) - 2 * 4 / 2) < 0.8 and abs(float(table["llc"][1]) - 2 * 3 / 2) < 0.6
 
 
-def test_heads_of_the_language_model(tmp_path):
+def test_heads_of_the_language_model():
     config = AttentionOnlyConfig(num_layers=2, num_heads=2, model_width=8, num_tokens=8, vocabulary=16)
-    init, apply = attention_only(config)
+    init, _ = attention_only(config)
     params = jax.tree.map(np.asarray, init(jax.random.key(0)))
     names = head_names(2, 2)
     masks = component_masks(params, [*names, "l1h1", "embed", "l0 attn"], num_heads=2)
@@ -116,22 +118,23 @@ def test_heads_of_the_language_model(tmp_path):
     assert head["output"]["kernel"][:, 0].tolist() == [False] * 4 + [True] * 4
     assert head["query"]["bias"].tolist() == [False] * 4 + [True] * 4 and not np.any(head["output"]["bias"])
 
+
+@pytest.mark.slow
+def test_heads_at_all_checkpoints_as_one_sweep(tmp_path):
+    """All heads x all checkpoints of a language model, whole and cut, and as `sweep_heads` does it."""
+    model = AttentionOnlyConfig(num_layers=2, num_heads=2, model_width=8, num_tokens=8, vocabulary=16)
+    init, _ = attention_only(model)
+    params = jax.tree.map(np.asarray, init(jax.random.key(0)))
     tokens = np.random.default_rng(1).integers(0, 16, (32, 8)).astype(np.int32)
-
-    def loss(params, batch):
-        logits = apply(params, batch)
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), batch[:, 1:, None], -1)[..., 0]
-
     bank = CheckpointBank(params=jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf]), params), steps=np.array([0, 9]))
     settings = SweepConfig(batch_size=8, num_draws=6, num_chains=2, step_size=1e-4, n_beta=(10.0, 30.0))
-    heads = {name: masks[name] for name in names}
-    whole = sweep(loss, bank, tokens, settings, components=heads, out=tmp_path / "whole")
+    whole = sweep_heads(bank, model, tokens, settings, out=tmp_path / "whole")
+    names = head_names(2, 2)
     assert whole["loss"].shape == (2, 8, 2, 6) and np.isfinite(whole["loss"]).all()
     assert list(open_sweep(tmp_path / "whole")["component"].values[::2]) == names
     # The numbers do not depend on the cut, nor on which other heads are there.
-    alone = sweep(
-        loss, bank[1:], tokens, settings, components={names[2]: masks[names[2]]}, devices=jax.local_devices()[:1]
-    )
+    one_device = jax.local_devices()[:1]
+    alone = sweep_heads(bank[1:], model, tokens, settings, names=[names[2]], devices=one_device)
     np.testing.assert_allclose(alone["loss"].values[0], whole["loss"].values[1, 4:6], rtol=2e-5)
 
 

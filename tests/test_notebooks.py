@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import struct
 import sys
 from pathlib import Path
 
@@ -27,18 +28,37 @@ def test_own_model(capsys):
     assert list(seen["table"]["component"].values) == ["in", "out"]
 
 
-def test_pretrained_model(shared_data, tmp_path, monkeypatch, capsys):
-    """The whole report with 2 of 40 heads and a few draws."""
-    options = ["--data", str(shared_data), "--out", str(tmp_path), "--num-draws", "6", "--num-sequences", "24",
-               "--num-components", "2"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["run.py", *options])
+def run_pretrained(monkeypatch, data, out):
+    options = ["--data", str(data), "--out", str(out), "--num-draws", "6", "--num-sequences", "24"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *options, "--num-components", "2"])
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     seen = runpy.run_path(str(EXPERIMENTS / "run.py"))
     assert seen["chi"]["susceptibility"].shape == (1, 3, 10) and np.isfinite(seen["chi"]["susceptibility"]).all()
+    assert {"components.png", "susceptibilities.png", "kernel.png"} <= set(os.listdir(out / "figures"))
+    return seen, (out / "report.html").read_text()
+
+
+def test_pretrained_model_in_small(tmp_path, monkeypatch, capsys):
+    """The whole script on a random model of one layer, whose vocabulary is single bytes."""
+    dim, hidden, heads, shared, vocabulary, length = 16, 24, 4, 2, 260, 128
+    count = vocabulary * dim + 2 * dim**2 + 2 * dim * dim * shared // heads + 3 * dim * hidden + 3 * dim
+    weights = (0.3 * np.random.default_rng(0).normal(size=count)).astype("<f4")
+    header = np.array([dim, hidden, 1, heads, shared, vocabulary, length], "<i4")
+    (tmp_path / "stories260K.bin").write_bytes(header.tobytes() + weights.tobytes())
+    pieces = [b"<unk>", b"<s>", b"</s>", *(bytes([byte]) for byte in range(256)), b"th"]
+    packed = b"".join(struct.pack("<fi", float(len(piece)), len(piece)) + piece for piece in pieces)
+    (tmp_path / "tok512.bin").write_bytes(struct.pack("<i", 5) + packed)
+    seen, page = run_pretrained(monkeypatch, tmp_path, tmp_path / "out")
+    assert 2 < seen["own_loss"] < np.log(260)
+    assert "Susceptibility of every head" in page
+
+
+@pytest.mark.slow
+def test_pretrained_model(shared_data, tmp_path, monkeypatch, capsys):
+    """The whole report of the real model with 2 of 40 heads and a few draws."""
+    seen, page = run_pretrained(monkeypatch, shared_data, tmp_path)
     assert 0.3 < seen["own_loss"] < 2.0
-    page = (tmp_path / "report.html").read_text()
-    assert "Once upon a time, there was a little girl" in page and "Susceptibility of every head" in page
-    assert {"components.png", "susceptibilities.png", "kernel.png"} <= set(os.listdir(tmp_path / "figures"))
+    assert "Once upon a time, there was a little girl" in page
 
 
 @pytest.fixture(scope="module")

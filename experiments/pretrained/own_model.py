@@ -20,7 +20,7 @@ y = jnp.tanh(x @ params["in"]) @ params["out"]
 
 # %% The estimate, with its error and its verdict.
 estimate = llcjax.estimate_llc(
-    loss_fn, params, (x, y), key=0, n_beta=200.0, step_size=2e-4, localization=10.0, num_chains=4, num_draws=400,
+    loss_fn, params, (x, y), key=0, n_beta=200.0, step_size=2e-4, localization=10.0, num_chains=4, num_draws=200,
     num_burnin_steps=200, batch_size=128,
 )  # fmt: skip
 estimate  # noqa: B018  # shows itself in a notebook
@@ -29,7 +29,7 @@ estimate  # noqa: B018  # shows itself in a notebook
 table = llcjax.estimates(
     llcjax.sweep(
         loss_fn, llcjax.checkpoints.bank_of(params), (x, y),
-        llcjax.SweepConfig(n_beta=200.0, step_size=2e-4, localization=10.0, num_draws=400, batch_size=128),
+        llcjax.SweepConfig(n_beta=200.0, step_size=2e-4, localization=10.0, num_draws=200, batch_size=128),
         components=llcjax.component_masks(params, ["in", "out"]),
     )
 )  # fmt: skip

@@ -22,7 +22,7 @@ from llcjax.report import Extra, write_report
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared" / "data")
 parser.add_argument("--out", type=Path, default=Path("runs/stories260K"))
-parser.add_argument("--num-draws", type=int, default=50)
+parser.add_argument("--num-draws", type=int, default=40)
 parser.add_argument("--num-sequences", type=int, default=2048, help="texts of the model's own that the loss is over")
 parser.add_argument("--length", type=int, default=32, help="tokens of each")
 parser.add_argument("--num-components", type=int, default=40, help="heads to look at, from the first")
@@ -52,7 +52,9 @@ SENTENCES = [
 encoded = [encode(pieces, sentence)[:12] for sentence in SENTENCES]
 probe = np.array([tokens + tokens[1:2] * (12 - len(tokens)) for tokens in encoded], np.int32)
 names = ["full", *llcjax.head_names(config.num_layers, config.num_heads)[: arguments.num_components]]
-parts = llcjax.component_masks(params, names, num_heads=8, num_key_value_heads=4)
+parts = llcjax.component_masks(
+    params, names, num_heads=config.num_heads, num_key_value_heads=config.num_key_value_heads
+)
 settings = llcjax.SweepConfig(
     n_beta=30.0, localization=300.0, step_size=5e-4, batch_size=8, num_chains=4, num_draws=arguments.num_draws,
     num_burnin_steps=arguments.num_draws // 3,
