@@ -162,11 +162,6 @@ def _check_counts(config: SweepConfig) -> None:
         "chains_at_once": 1,
         "seed": 0,
     }
-    if config.microbatch_size and config.batch_size and config.batch_size % config.microbatch_size:
-        raise ValueError(
-            f"microbatch_size={config.microbatch_size} does not divide batch_size={config.batch_size}; "
-            "choose a divisor."
-        )
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and (not isinstance(value, int) or value < bound):

@@ -22,7 +22,7 @@ from llcjax.data import DataSource, check_batch_size, data_source, example_batch
 from llcjax.job import Job, launch_inputs
 from llcjax.launch import run_job
 from llcjax.observables import check_probes, feature_table, measure
-from llcjax.posterior import check_loss_shape
+from llcjax.posterior import batch_size_of, check_loss_shape
 from llcjax.program import Recorded
 from llcjax.progress import SweepStats
 from llcjax.provenance import provenance
@@ -205,7 +205,11 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
     _compat.check_device()
     check_data(source, config)
     check_finite(bank)
-    return check_loss_shape(loss_fn, bank.checkpoint(0), example_batch(source, config.batch_size))
+    batch = example_batch(source, config.batch_size)
+    size, part = batch_size_of(batch), config.microbatch_size
+    if part is not None and size % part and part < size:
+        raise ValueError(f"microbatch_size={part} does not divide a batch of {size} examples; choose a divisor.")
+    return check_loss_shape(loss_fn, bank.checkpoint(0), batch)
 
 
 def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
@@ -266,7 +270,7 @@ def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: di
     if job.component_names:
         facts["components"] = list(job.component_names)
     if job.config.reduce != "none":
-        facts["features"] = job.program(1).known("features", lambda: _features(job))
+        facts["features"] = _features(job)
     store = SweepStore.create(path, coords=_coords(job), attrs=facts)
     _allocate(job, store, arrays)
     return store.publish()

@@ -61,8 +61,9 @@ def test_memory_falls():
 
 
 def test_microbatches_must_divide_the_batch():
-    with pytest.raises(ValueError, match="microbatch_size=5 does not divide batch_size=16"):
-        dataclasses.replace(CONFIG, microbatch_size=5)
+    for size, words in ((16, "a batch of 16 examples"), (None, "a batch of 64 examples")):
+        with pytest.raises(ValueError, match=f"microbatch_size=5 does not divide {words}"):
+            sweep(loss, BANK, DATA, dataclasses.replace(CONFIG, batch_size=size, microbatch_size=5))
 
 
 def test_parameters_over_several_devices(plain):
