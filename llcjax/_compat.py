@@ -66,16 +66,30 @@ def matmul_precision(policy: str, platform: str | None = None) -> str:
     return table[policy]
 
 
-def run_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """One-dimensional mesh over the local devices; its axis is `run`."""
+def run_mesh(devices: list[jax.Device] | None = None, devices_per_run: int = 1) -> Mesh:
+    """Mesh over the local devices: its axis `run` has other runs, its axis `model` other parts of the parameters.
+
+    Raises:
+        ValueError: the devices cannot be shared out evenly.
+    """
     devices = devices or jax.local_devices()
+    if len(devices) % devices_per_run:
+        raise ValueError(f"devices_per_run={devices_per_run} does not divide the {len(devices)} devices.")
     # Without axis_types jax makes the axes Explicit, which would type every array in a user's loss.
-    return jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+    if devices_per_run == 1:
+        return jax.make_mesh((len(devices),), ("run",), axis_types=(AxisType.Auto,), devices=devices)
+    shape = (len(devices) // devices_per_run, devices_per_run)
+    return jax.make_mesh(shape, ("run", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def shard_runs(function: Callable, mesh: Mesh, in_specs: object, out_specs: object) -> Callable:
-    """`jax.shard_map` without the varying-manual-axes check, which rejects scans over replicated carries."""
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    """`jax.shard_map` over the axis `run`, without the check that rejects scans over replicated carries.
+
+    An axis `model` is left to the compiler, which cuts what depends on cut parameters.
+    """
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False, axis_names={"run"}
+    )
 
 
 def any_process(flag: bool) -> bool:

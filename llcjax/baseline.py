@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from llcjax import keys
 from llcjax.chain import prior_start
 from llcjax.data import draw_batch
 from llcjax.job import Job
+from llcjax.observables import INIT_PROBE, PROBE, probe_losses
 from llcjax.posterior import LocalPosterior
 from llcjax.program import sampled_losses
 from llcjax.store import SweepStore
@@ -53,25 +55,44 @@ def write_prior_losses(job: Job, store: SweepStore) -> None:
 
     It stands in for chance where no trivial predictor is known.
     """
-    count, settings = job.config.num_control_draws, job.config.settings
+    count, settings = job.config.num_control_draws, job.settings
     if not count or store.holds("prior_loss"):
         return
-    draw = jax.jit(lambda arrays, key, anchor, localization: _prior_loss(job, arrays, key, anchor, localization))
+    draw = jax.jit(functools.partial(_prior_loss, job))
     root = keys.chain_key(job.base, "control", 0, 0)
     control_keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(count))
     means = np.zeros((len(job.bank), len(settings)), np.float32)
     for column, setting in enumerate(settings):
         for row in range(len(job.bank)):
             anchor = job.bank.checkpoint(row)
+            component = int(job.component_of_setting[column])
             means[row, column] = np.mean(
-                [draw(job.source.arrays, key, anchor, setting.localization) for key in control_keys]
+                [draw(job.source.arrays, key, anchor, setting.localization, component) for key in control_keys]
             )
     store.put("prior_loss", ("checkpoint", "setting"), means)
 
 
-def _prior_loss(job: Job, arrays: Any, key: PRNGKey, anchor: Params, localization: Array) -> Array:
+def write_probe_losses(job: Job, store: SweepStore) -> None:
+    """Losses of every checkpoint on the probe batches; NaN at positions that have no weight."""
+    for name, batch in job.probes.items():
+        if INIT_PROBE + name in store.group:
+            continue
+        at = jax.jit(
+            functools.partial(probe_losses, job.loss_fn, per_position=job.per_position, without_weight=float("nan"))
+        )
+        values = np.stack([np.asarray(at(job.bank.checkpoint(row), batch)) for row in range(len(job.bank))])
+        dims = [f"{PROBE}{name}_{axis}" for axis in range(values.ndim - 1)]
+        store.put(INIT_PROBE + name, ("checkpoint", *dims), values)
+
+
+def _prior_loss(job: Job, arrays: Any, key: PRNGKey, anchor: Params, localization: Array, component: Array) -> Array:
     """Loss of one draw from the prior on one batch."""
     position_key, batch_key = jax.random.split(key)
-    posterior = LocalPosterior(job.loss_fn, anchor, 0.0, localization, 0.0, job.config.box, job.mask)
+    slices = job.slices
+    start = anchor if slices is None else slices.take(anchor, component)
+    mask = job.mask if slices is None else slices.valid(anchor, component)
+    posterior = LocalPosterior(job.loss_fn, start, 0.0, localization, 0.0, job.config.box, mask)
+    drawn = prior_start(position_key, posterior)
+    params = drawn if slices is None else slices.insert(anchor, component, drawn)
     batch = draw_batch(arrays, job.source.draw, job.config.batch_size, batch_key)
-    return posterior.loss(prior_start(position_key, posterior), batch).mean
+    return posterior.loss(params, batch).mean

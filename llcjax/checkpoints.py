@@ -17,11 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Int
 
-from llcjax import trees
+from llcjax import show, trees
 from llcjax.types import Params
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointBank:
     """Snapshots of one model, on the host.
 
@@ -58,6 +58,14 @@ class CheckpointBank:
         if size != steps.size:
             raise ValueError(f"the bank has {size} checkpoints but {steps.size} steps; give one step each.")
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        steps = f"{self.steps[0]:,} to {self.steps[-1]:,}" if len(self) > 1 else f"{self.steps[0]:,}"
+        one = self.checkpoint(0)
+        rows = {"checkpoints": f"{len(self):,}", "steps": steps, "parameters": f"{trees.num_params(one):,}"}
+        leaves = jax.tree_util.tree_leaves_with_path(one)
+        return show.table({**rows, **{trees.path_name(path): str(np.shape(leaf)) for path, leaf in leaves}})
+
     def __len__(self) -> int:
         return int(self.steps.size)
 
@@ -73,6 +81,17 @@ class CheckpointBank:
     def checkpoint(self, index: int) -> Params:
         """The parameters of one checkpoint."""
         return trees.take(self.params, index)
+
+    def rows(self, index: np.ndarray) -> Params:
+        """Some checkpoints, stacked."""
+        return trees.take(self.params, index)
+
+    def finite(self) -> np.ndarray:
+        """Which checkpoints hold neither NaN nor infinity."""
+        whole = np.ones(len(self), bool)
+        for leaf in jax.tree.leaves(self.params):
+            whole &= np.isfinite(leaf).reshape(len(self), -1).all(1)
+        return whole
 
     def at_steps(self, steps: Any) -> CheckpointBank:
         """The bank of the given training steps.

@@ -77,12 +77,22 @@ class SweepConfig:
     """What checkpoints share: `all` = batches and noise, `batches`, or `none`."""
     per_position: bool = False
     """Stores the loss of each position (token) too, where the loss has positions."""
+    reduce: Literal["none", "mean", "covariance"] = "none"
+    """What is kept of observables and probe losses: every draw, or their mean or covariance over blocks of draws."""
+    num_blocks: int = 10
+    """Blocks of draws that are reduced to one mean or covariance each; the burn-in can be chosen at their ends."""
     precision: Precision = "highest"
     """Matrix products of loss and gradient: float32 (`highest`), `tf32` or `bf16` (accelerators only)."""
     seed: int = 0
     """Seed of batches and noise."""
     draws_per_chunk: int = 100
     """Draws between two visits of the host (progress, writes); has no effect on the numbers."""
+    microbatch_size: int | None = None
+    """Examples of a batch whose gradient is computed at once; gradients add up. None = all of the batch."""
+    chains_at_once: int | None = None
+    """Chains of a launch that step at once; the others wait, so that their activations never meet. None = all."""
+    devices_per_run: int = 1
+    """Devices that share the parameters of one chain, where one device does not hold them."""
     runs_per_launch: int | None = None
     """Chains that run at once; none = as many as fit and help. Has no effect on the numbers."""
 
@@ -142,10 +152,14 @@ def _check_counts(config: SweepConfig) -> None:
         "batch_size": 1,
         "num_baseline_batches": 2,
         "eval_every": 0,
+        "num_blocks": 1,
         "acceptance_every": 0,
         "num_control_draws": 0,
         "draws_per_chunk": 1,
         "runs_per_launch": 1,
+        "microbatch_size": 1,
+        "devices_per_run": 1,
+        "chains_at_once": 1,
         "seed": 0,
     }
     for name, bound in least.items():
@@ -160,6 +174,7 @@ def _check_choices(config: SweepConfig) -> None:
         "baseline": ("paired", "dataset"),
         "init": ("anchor", "prior"),
         "common": ("all", "batches", "none"),
+        "reduce": ("none", "mean", "covariance"),
         "precision": ("highest", "tf32", "bf16"),
     }
     for name, allowed in choices.items():

@@ -92,7 +92,8 @@ def geometry(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
     width = max(draws // 10, 1)
     middle = distance[..., max(draws // 2 - width // 2, 0) :][..., :width]
     n_beta, localization, step_size = (sweep[name].values for name in ("n_beta", "localization", "step_size"))
-    num_params = float(sweep.attrs["num_params"])
+    # Components of a refined sweep have a number each.
+    num_params = sweep["num_params"].values if "num_params" in sweep.coords else float(sweep.attrs["num_params"])
     with np.errstate(all="ignore"):
         end = _finite_mean(distance[..., -width:])
         facts = {

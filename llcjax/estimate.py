@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from llcjax import show
 from llcjax.checkpoints import bank_of
 from llcjax.config import Baseline, Precision, SweepConfig
 from llcjax.data import data_source
@@ -45,6 +46,18 @@ class LLCEstimate:
     """Mean sampled loss."""
     n_beta: float
     """The n_beta that was used."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = {
+            "LLC": f"{self.llc:.4g} ± {self.stderr:.2g}",
+            "95% interval": f"{self.interval[0]:.4g} to {self.interval[1]:.4g}",
+            "verdict": f"{self.verdict.name}: {self.verdict.sentence}",
+            "R-hat, ESS": f"{self.rhat:.3f}, {self.ess:,.0f}",
+            "loss at w*, sampled": f"{self.init_loss:.4g}, {self.mean_loss:.4g}",
+            "n_beta": f"{self.n_beta:.4g}",
+        }
+        return show.table(rows)
 
     def __str__(self) -> str:
         return f"LLC {self.llc:.4g} +- {self.stderr:.2g} ({self.verdict.name}: {self.verdict.sentence})"

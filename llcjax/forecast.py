@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from llcjax import show
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
 from llcjax.job import Job, launch_args
@@ -49,6 +50,10 @@ class Forecast:
         """Predicted time of the whole sweep, without compilation and the losses of the checkpoints."""
         steps = self.plan.num_launches * self.plan.runs_per_launch * self.steps_per_chain
         return steps * self.seconds_per_step
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return show.table(dict(self.rows()))
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values to show."""
@@ -95,7 +100,7 @@ def forecast(
     return Forecast(
         plan=plan,
         num_runs=job.num_groups * config.num_chains,
-        num_devices=job.mesh.size,
+        num_devices=job.num_devices,
         steps_per_chain=job.num_recorded * config.num_steps_between_draws,
         memory_bytes=memory,
         memory_limit=memory_limit(),

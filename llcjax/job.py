@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from llcjax import chain, keys, trees
+from llcjax import chain, keys
 from llcjax.checkpoints import CheckpointBank
-from llcjax.config import SweepConfig
+from llcjax.components import Slices
+from llcjax.config import Setting, SweepConfig
 from llcjax.data import DataSource, example_batch
+from llcjax.observables import Watch
 from llcjax.plan import even_parts
-from llcjax.program import RUN, SAME, Program, ProgramSpec, RunInputs, build, loss_flops
-from llcjax.types import LossFn, Observe, Params
+from llcjax.program import RUN, SAME, Part, Program, ProgramSpec, RunInputs, build, loss_flops
+from llcjax.types import Batch, LossFn, Observe, Params
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +36,49 @@ class Job:
     per_position: bool
     mesh: jax.sharding.Mesh
     mask: Params | None = None
+    slices: Slices | None = None
+    """The components of a refined sweep; each makes the grid of settings once more."""
+    probes: dict[str, Batch] = dataclasses.field(default_factory=dict)
+    """Fixed batches whose losses are recorded at every draw."""
+    component_names: tuple[str, ...] = ()
+    component_sizes: tuple[int, ...] = ()
+    """Number of parameters of each component."""
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings of the store: the grid of the config, once for each component, component outermost."""
+        return self.config.settings * max(len(self.component_names), 1)
+
+    @property
+    def component_of_setting(self) -> np.ndarray:
+        """Number of the component of each setting; 0 where there are none."""
+        return np.arange(len(self.settings)) // len(self.config.settings)
+
+    @property
+    def part(self) -> Part:
+        """What is sampled."""
+        return self.mask if self.slices is None else self.slices
+
+    def cuts(self, groups: np.ndarray, at_once: int) -> Iterator[np.ndarray]:
+        """Groups cut into launches; components of one checkpoint at a time, which then is held once."""
+        if self.slices is None:
+            wholes = [groups]
+        else:
+            checkpoints = groups // len(self.settings)
+            wholes = np.split(groups, np.flatnonzero(np.diff(checkpoints)) + 1)
+        for whole in wholes:
+            for start in range(0, len(whole), at_once):
+                yield whole[start : start + at_once]
 
     @property
     def num_groups(self) -> int:
         """(checkpoint, setting) pairs."""
-        return len(self.bank) * len(self.config.settings)
+        return len(self.bank) * len(self.settings)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices, or groups of devices that share a run, among which the runs are dealt out."""
+        return self.mesh.shape["run"]
 
     @property
     def num_recorded(self) -> int:
@@ -48,7 +89,15 @@ class Job:
     @property
     def draws_per_chunk(self) -> int:
         """Draws between two visits of the host, evened out so that the last chunk has little surplus."""
-        return even_parts(self.num_recorded, self.config.draws_per_chunk)
+        at_once = self.config.draws_per_chunk
+        if self.config.reduce != "none":  # a block of moments is a chunk
+            at_once = -(-self.num_recorded // self.config.num_blocks)
+        return even_parts(self.num_recorded, at_once)
+
+    @property
+    def watch(self) -> Watch:
+        """What the observables need at run time."""
+        return Watch(self.probes, jnp.int32(self.num_recorded))
 
     @property
     def own_streams(self) -> bool:
@@ -89,7 +138,10 @@ class Job:
             paired=config.baseline == "paired",
             per_position=self.per_position,
             observe=self.observe,
+            reduce=config.reduce,
             own_streams=self.own_streams,
+            microbatch_size=config.microbatch_size,
+            chains_at_once=config.chains_at_once,
             has_batches=self.has_batches,
         )
         return build(spec, self.mesh)
@@ -97,7 +149,7 @@ class Job:
 
 def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, RunInputs, Key[Array, " stream"]]:
     """Anchors, runs and batch streams of a launch; runs beyond the last group repeat the first ones."""
-    config, settings = job.config, job.config.settings
+    config, settings = job.config, job.settings
     checkpoints, setting_of_group = np.divmod(groups, len(settings))
     run = np.arange(num_runs) % (len(groups) * config.num_chains)
     group, chain_of_run = np.divmod(run, config.num_chains)
@@ -120,18 +172,23 @@ def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, Run
         init_root=roots("init", chain_of_run, steps),
         decay=jnp.full(num_runs, config.step_size_decay, jnp.float32) if config.step_size_decay else None,
         decay_time=jnp.full(num_runs, config.step_size_decay_time, jnp.float32) if config.step_size_decay else None,
+        component=None
+        if job.slices is None
+        else jnp.asarray(job.component_of_setting[setting_of_group[group]], jnp.int32),
     )
     chains = np.arange(config.num_chains)
     own = job.own_streams
     streams = roots("batch", chain_of_run, steps) if own else roots("batch", chains, np.zeros_like(chains))
-    return trees.take(job.bank.params, checkpoints), runs, streams
+    if job.slices is not None:
+        checkpoints = checkpoints[:1]
+    return job.bank.rows(checkpoints), runs, streams
 
 
 def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) -> tuple[Any, ...]:
     """The arguments of `Program.advance` for some groups, on the devices; the chains are at their start."""
     anchors, runs, streams = launch_inputs(job, groups, num_runs)
-    anchors, runs = compiled.put(anchors), compiled.put(runs, RUN)
+    anchors, runs = compiled.put_params(anchors), compiled.put(runs, RUN)
     streams = compiled.put(streams, RUN if job.own_streams else SAME)
-    arrays, mask = compiled.put(job.source.arrays), compiled.put(job.mask)
-    states = compiled.init(anchors, runs, mask)
-    return states, anchors, runs, mask, streams, arrays, compiled.put(np.int32(0))
+    arrays, part = compiled.put(job.source.arrays), compiled.put(job.part)
+    states = compiled.init(anchors, runs, part)
+    return states, anchors, runs, part, streams, arrays, compiled.put(job.watch), compiled.put(np.int32(0))

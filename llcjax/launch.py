@@ -70,7 +70,7 @@ def _narrower(plan: Plan, job: Job, error: jax.errors.JaxRuntimeError) -> Plan:
             f"one checkpoint with {plan.num_chains} chains does not fit the memory of the devices; take fewer chains "
             "or a smaller batch_size. What was drawn is kept."
         ) from error
-    narrower = plan.of_groups(-(-plan.groups_per_launch // 2), job.mesh.size)
+    narrower = plan.of_groups(-(-plan.groups_per_launch // 2), job.num_devices)
     warnings.warn(
         f"the devices ran out of memory with {plan.runs_per_launch} chains at once; "
         f"the sweep goes on with {narrower.runs_per_launch}.",
@@ -83,11 +83,11 @@ def _narrower(plan: Plan, job: Job, error: jax.errors.JaxRuntimeError) -> Plan:
 def _launches(job: Job, store: SweepStore, plan: Plan, missing: np.ndarray, done: np.ndarray) -> Iterator[Launch]:
     """The launches that are left: first the one in flight, then the groups that were never finished."""
     saved = store.load_state()
-    if saved is not None and _usable(saved, missing, done, job.mesh.size):
+    if saved is not None and _usable(saved, missing, done, job.num_devices):
         missing = np.setdiff1d(missing, saved.groups)
         yield Launch(job, store, plan, saved.groups, saved)
-    for start in range(0, len(missing), plan.groups_per_launch):
-        yield Launch(job, store, plan, missing[start : start + plan.groups_per_launch])
+    for groups in job.cuts(missing, plan.groups_per_launch):
+        yield Launch(job, store, plan, groups)
 
 
 def _usable(saved: SavedState, missing: np.ndarray, done: np.ndarray, num_devices: int) -> bool:
@@ -107,9 +107,10 @@ def plan_launches(job: Job, groups: np.ndarray) -> Plan:
     return make_plan(
         job.config,
         num_groups=len(groups),
+        most_groups=None if job.slices is None else len(job.settings),
         draws_per_chunk=job.draws_per_chunk,
-        num_devices=job.mesh.size,
-        most_runs=job.config.runs_per_launch or most_runs(job.step_flops()) * job.mesh.size,
+        num_devices=job.num_devices,
+        most_runs=job.config.runs_per_launch or most_runs(job.step_flops()) * job.num_devices,
         memory=memory,
     )
 

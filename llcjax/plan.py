@@ -70,6 +70,7 @@ def make_plan(
     draws_per_chunk: int,
     num_devices: int,
     most_runs: int,
+    most_groups: int | None = None,
     memory: Callable[[int, int], int] | None,
 ) -> Plan:
     """Chooses how many groups run at once.
@@ -80,6 +81,7 @@ def make_plan(
         draws_per_chunk: draws between two visits of the host.
         num_devices: devices that share a launch.
         most_runs: runs at once that are wished for.
+        most_groups: groups that may share a launch at all; None: any.
         memory: `(groups, runs) -> bytes on each device` of a launch, measured by compiling it; None skips the check.
 
     Returns:
@@ -88,10 +90,11 @@ def make_plan(
     Raises:
         ValueError: not even one group fits on the devices.
     """
-    groups = even_parts(num_groups, max(1, most_runs // config.num_chains))
+    alike = min(num_groups, most_groups or num_groups)
+    groups = even_parts(alike, max(1, most_runs // config.num_chains))
     limit = memory_limit()
     if memory is not None and limit is not None:
-        groups = _shrink_to_fit(groups, num_groups, config.num_chains, num_devices, memory, limit)
+        groups = _shrink_to_fit(groups, alike, config.num_chains, num_devices, memory, limit)
     return Plan(
         num_groups=num_groups,
         num_chains=config.num_chains,

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,20 +113,36 @@ class LocalPosterior(NamedTuple):
     """Largest distance of each parameter from the anchor; None leaves it free."""
     mask: Params | None = None
     """Pytree of booleans, each broadcastable to its parameters: True is sampled, False stays at the anchor."""
+    microbatch_size: int | None = None
+    """Examples that are evaluated at once; losses and gradients of a batch are summed over its microbatches."""
 
     def loss(self, params: Params, batch: Batch) -> Loss:
         """Losses of one batch at `params`."""
-        return evaluate(self.loss_fn, params, batch)
+        return self._summed(lambda part: evaluate(self.loss_fn, params, part), batch)
 
     def loss_and_grad(self, params: Params, batch: Batch) -> tuple[Loss, Params]:
         """Losses of one batch and the gradient of their mean (without n_beta and prior)."""
 
-        def mean(params: Params) -> tuple[Float[Array, ""], Loss]:
-            loss = self.loss(params, batch)
-            return loss.mean, loss
+        def total(params: Params, part: Batch) -> tuple[Float[Array, ""], Loss]:
+            loss = evaluate(self.loss_fn, params, part)
+            return (loss.mean if self._whole(batch) else loss.total), loss
 
-        gradient, loss = jax.grad(mean, has_aux=True)(params)
+        gradient, loss = self._summed(lambda part: jax.grad(total, has_aux=True)(params, part), batch)
+        if not self._whole(batch):  # the weights do not depend on the parameters
+            gradient = jax.tree.map(lambda leaf: leaf / loss.weight, gradient)
         return loss, gradient
+
+    def _whole(self, batch: Batch) -> bool:
+        return self.microbatch_size is None or self.microbatch_size >= batch_size_of(batch)
+
+    def _summed(self, one: Callable[[Batch], Any], batch: Batch) -> Any:
+        """Sums what a function returns over the microbatches of a batch, one after another."""
+        if self._whole(batch):
+            return one(batch)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, self.microbatch_size, *leaf.shape[1:]), batch)
+        shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts))
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), empty, parts)[0]
 
     def force(self, loss_gradient: Params, params: Params) -> Params:
         """The gradient of U from that of the loss."""

@@ -28,7 +28,8 @@ def one_setting(estimates: xr.Dataset, setting: int) -> xr.Dataset:
 def setting_label(curve: xr.Dataset) -> str:
     """Return the hyperparameters of one setting in a few words."""
     names = {"n_beta": "n_beta", "localization": "localization", "step_size": "step size"}
-    return ", ".join(f"{label} {float(curve[name]):.4g}" for name, label in names.items() if name in curve.coords)
+    label = ", ".join(f"{label} {float(curve[name]):.4g}" for name, label in names.items() if name in curve.coords)
+    return f"{curve['component'].item()}, {label}" if "component" in curve.coords else label
 
 
 def interval(curve: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:

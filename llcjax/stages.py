@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from llcjax import show
 from llcjax.boundaries import Boundary, CriticalPoint, Plateau, boundary_at, critical_points, find_plateaus
 from llcjax.correlation import error_covariance
 from llcjax.curve_csv import read_curve
@@ -81,6 +82,11 @@ class Stages:
     plateaus: tuple[Plateau, ...]
     stages: tuple[Stage, ...]
     tolerance: float
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = self.table()
+        return show.grid(list(rows[0]), [list(row.values()) for row in rows])
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row a stage: its fields, and those of the boundary that ends it with `end_` before them."""

@@ -32,6 +32,9 @@ LONG_NAMES = {
     "acceptance_full": "probability that the move from w_t is accepted, on all examples",
     "full_loss": "L(w_t) on all examples",
     "first_nonfinite_step": "first sampler step with a loss that is not finite, -1 for none",
+    "moment_count": "draws of the block",
+    "moment_mean": "mean of the observables over the block",
+    "moment_scatter": "sum of products of their deviations from the mean of the block",
     "num_draws_done": "finished draws of each chain",
     "init_loss": "L(w*) on all examples",
     "prior_loss": "mean loss of draws from the localisation prior",
@@ -248,7 +251,11 @@ def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
 
 
 def _dataset(group: zarr.Group) -> xr.Dataset:
-    return xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+    dataset = xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+    if "component" in dataset.coords:  # numbers in the store, as zarr 3 has no stable format for text
+        names = np.asarray(dataset.attrs["components"])
+        dataset = dataset.assign_coords(component=("setting", names[dataset["component"].values]))
+    return dataset
 
 
 def save_dataset(dataset: xr.Dataset, path: Path | str) -> None:

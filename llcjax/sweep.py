@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,22 @@ import numpy as np
 import xarray as xr
 
 from llcjax import _compat, keys, processes, trees
-from llcjax.baseline import write_init_losses, write_prior_losses
+from llcjax.baseline import write_init_losses, write_prior_losses, write_probe_losses
 from llcjax.checkpoints import CheckpointBank
+from llcjax.components import check_mask, make_slices
 from llcjax.config import SweepConfig, array_digest, as_dict, fingerprint
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
 from llcjax.job import Job, launch_inputs
 from llcjax.launch import run_job
-from llcjax.posterior import check_loss_shape
+from llcjax.observables import check_probes, feature_table, measure
+from llcjax.posterior import batch_size_of, check_loss_shape
 from llcjax.program import Recorded
 from llcjax.progress import SweepStats
 from llcjax.provenance import provenance
 from llcjax.samplers import FULL_BATCH
 from llcjax.store import SweepStore, is_sweep, open_sweep
 from llcjax.types import LossFn, Observe, Params, PRNGKey
-from llcjax.writer import named_arrays
+from llcjax.writer import MOMENT, named_arrays
 
 GROUP_DIMS = ("checkpoint", "setting")
 DRAW_DIMS = ("checkpoint", "setting", "chain", "draw")
@@ -42,7 +44,9 @@ def sweep(
     out: Path | str | None = None,
     key: PRNGKey | int | None = None,
     mask: Params | None = None,
+    components: Mapping[str, Params] | None = None,
     observe: Observe | None = None,
+    probes: Mapping[str, Any] | None = None,
     chance: float | None = None,
     attrs: dict[str, Any] | None = None,
     on_chunk: Callable[[SweepStats], None] | None = None,
@@ -62,7 +66,12 @@ def sweep(
             folder share the sweep, and each returns the whole of it.
         key: base key; None takes `config.seed`.
         mask: pytree of booleans, each broadcastable to its parameters: True is sampled, False stays at the checkpoint.
+        components: name -> mask, such as `llcjax.component_masks` gives: the refined LLC of every component as one
+            sweep. The settings of the grid are repeated for each, with its name in the coordinate `component`; chains
+            carry the sampled entries alone, and each launch holds one checkpoint once.
         observe: any function of the parameters to record at each draw (an array or a dict of arrays).
+        probes: name -> batch: the loss of each of its examples (of each position, with `per_position`) is recorded at
+            each draw as `probe_NAME`. With `config.reduce` only means or covariances of all observables are kept.
         chance: loss of a trivial predictor, for the verdicts.
         attrs: further facts to store.
         on_chunk: called with `SweepStats` after each chunk.
@@ -77,7 +86,18 @@ def sweep(
         ValueError: bad input, before anything is computed.
         Interrupted: Ctrl-C; what was drawn is in the store and the same call goes on.
     """
-    job = make_job(loss_fn, bank, data, config or SweepConfig(), key=key, mask=mask, observe=observe, devices=devices)
+    job = make_job(
+        loss_fn,
+        bank,
+        data,
+        config or SweepConfig(),
+        key=key,
+        mask=mask,
+        components=components,
+        observe=observe,
+        probes=probes,
+        devices=devices,
+    )
     if out is None:
         if jax.process_count() > 1:
             raise ValueError(f"out=None, but {jax.process_count()} processes need a folder that they share; give out.")
@@ -97,6 +117,7 @@ def _prepared(job: Job, path: Path | None, chance: float | None, attrs: dict[str
     store = _open_or_create(job, path, chance, attrs)
     write_init_losses(job, store)
     write_prior_losses(job, store)
+    write_probe_losses(job, store)
     return store
 
 
@@ -108,7 +129,9 @@ def make_job(
     *,
     key: PRNGKey | int | None = None,
     mask: Params | None = None,
+    components: Mapping[str, Params] | None = None,
     observe: Observe | None = None,
+    probes: Mapping[str, Any] | None = None,
     devices: list[jax.Device] | None = None,
 ) -> Job:
     """The checked facts of a sweep; the arguments are those of `sweep`.
@@ -116,8 +139,15 @@ def make_job(
     Raises:
         ValueError: bad input.
     """
+    if mask is not None and components is not None:
+        raise ValueError("mask and components are both given; join the mask into those of the components.")
     source = data_source(data)
     has_positions = _check(loss_fn, bank, source, config)
+    fixed = {name: jax.tree.map(jnp.asarray, batch) for name, batch in (probes or {}).items()}
+    check_probes(loss_fn, bank.checkpoint(0), fixed)
+    if config.reduce != "none" and observe is None and not fixed:
+        raise ValueError(f"reduce={config.reduce!r} has nothing to reduce; give observe or probes, or set it to none.")
+    slices, sizes = (None, ()) if components is None else make_slices(components, bank.checkpoint(0))
     return Job(
         loss_fn=loss_fn,
         bank=bank,
@@ -126,8 +156,12 @@ def make_job(
         base=keys.as_key(config.seed if key is None else key),
         observe=observe,
         per_position=config.per_position and has_positions,
-        mesh=_compat.run_mesh(devices),
+        mesh=_compat.run_mesh(devices, config.devices_per_run),
         mask=None if mask is None else _checked_mask(mask, bank),
+        slices=slices,
+        probes=fixed,
+        component_names=tuple(components or ()),
+        component_sizes=tuple(int(size) for size in sizes),
     )
 
 
@@ -156,10 +190,10 @@ def check_finite(bank: CheckpointBank) -> None:
     Raises:
         ValueError: the sentence names the training step and the parameter.
     """
-    broken = np.zeros(len(bank), bool)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(bank.params):
-        broken |= ~np.isfinite(np.asarray(leaf)).reshape(len(bank), -1).all(1)
-        if broken.all():
+    if bank.finite().any():
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(bank.checkpoint(0)):
+        if not np.isfinite(leaf).all():
             raise ValueError(
                 f"the parameters of step {bank.steps[0]} contain NaN or inf at {jax.tree_util.keystr(path)}, and no "
                 "other checkpoint of the bank is finite; train again with a smaller learning rate or give other files."
@@ -171,30 +205,36 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
     _compat.check_device()
     check_data(source, config)
     check_finite(bank)
-    return check_loss_shape(loss_fn, bank.checkpoint(0), example_batch(source, config.batch_size))
+    batch = example_batch(source, config.batch_size)
+    size, part = batch_size_of(batch), config.microbatch_size
+    if part is not None and size % part and part < size:
+        raise ValueError(f"microbatch_size={part} does not divide a batch of {size} examples; choose a divisor.")
+    return check_loss_shape(loss_fn, bank.checkpoint(0), batch)
 
 
 def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
     """The mask as boolean arrays of the parameters' own shapes."""
     params = bank.checkpoint(0)
-    try:
-        full = jax.tree.map(lambda keep, leaf: np.broadcast_to(np.asarray(keep, bool), np.shape(leaf)), mask, params)
-    except ValueError as error:
-        raise ValueError(f"mask does not fit the parameters ({error}); give one boolean, or array, a leaf.") from error
-    if not any(keep.any() for keep in jax.tree.leaves(full)):
-        raise ValueError("mask leaves no parameter to sample; set at least one entry to True.")
-    return full
+    return jax.tree.unflatten(jax.tree.structure(params), check_mask(mask, params))
 
 
 def _identity(job: Job, recorded: list[str]) -> str:
     """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
     free = as_dict(dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None))
+    del free["microbatch_size"], free["chains_at_once"], free["devices_per_run"]  # how, not what
     if not job.config.step_size_decay:
         free = {name: value for name, value in free.items() if not name.startswith("step_size_decay")}
+    if job.config.reduce == "none":
+        del free["reduce"], free["num_blocks"]
     data = [array_digest(leaf) for leaf in jax.tree.leaves(job.source.arrays)]
     seed = jax.random.key_data(job.base).tolist()
     mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
-    return fingerprint(free, job.bank.fingerprint(), data, seed, mask, recorded)
+    parts: tuple[Any, ...] = (free, job.bank.fingerprint(), data, seed, mask, recorded)
+    if job.slices is not None:
+        parts += ([job.component_names, job.slices.leaves, array_digest(job.slices.index)],)
+    if job.probes:
+        parts += ([array_digest(leaf) for leaf in jax.tree.leaves(job.probes)],)
+    return fingerprint(*parts)
 
 
 def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
@@ -227,9 +267,23 @@ def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: di
         facts["num_examples"] = job.source.num_examples
     if chance is not None:
         facts["chance"] = float(chance)
+    if job.component_names:
+        facts["components"] = list(job.component_names)
+    if job.config.reduce != "none":
+        facts["features"] = _features(job)
     store = SweepStore.create(path, coords=_coords(job), attrs=facts)
     _allocate(job, store, arrays)
     return store.publish()
+
+
+def _features(job: Job) -> list[tuple[str, list[int]]]:
+    """Names and shapes of what is reduced, without computing it."""
+    per_position = job.per_position
+    shapes = jax.eval_shape(
+        lambda params: measure(job.observe, job.loss_fn, params, job.probes, per_position=per_position),
+        job.bank.checkpoint(0),
+    )
+    return feature_table(shapes)
 
 
 def _num_sampled(mask: Params) -> int:
@@ -237,11 +291,17 @@ def _num_sampled(mask: Params) -> int:
 
 
 def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    settings = job.config.settings
+    settings = job.settings
     hyper = {
         name: (("setting",), np.array([getattr(setting, name) for setting in settings]))
         for name in ("n_beta", "localization", "step_size")
     }
+    if job.config.reduce != "none":
+        starts = np.arange(0, job.num_recorded, job.draws_per_chunk) * job.config.num_steps_between_draws
+        hyper["block"] = (("block",), starts)
+    if job.component_names:
+        hyper["component"] = (("setting",), job.component_of_setting)
+        hyper["num_params"] = (("setting",), np.array(job.component_sizes)[job.component_of_setting])
     return {
         "checkpoint": (("checkpoint",), job.bank.steps),
         "setting": (("setting",), np.arange(len(settings))),
@@ -253,10 +313,13 @@ def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
 
 def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
     """Makes room for everything that a chunk returns; `arrays` tells the shapes for two runs and one draw."""
-    groups = (len(job.bank), len(job.config.settings))
+    groups = (len(job.bank), len(job.settings))
     chains, draws = job.config.num_chains, job.num_recorded
     block = job.draws_per_chunk
     for name, leaf in arrays.items():
+        if name.startswith(MOMENT):
+            _allocate_moments(store, name, leaf, groups, chains, -(-draws // block))
+            continue
         extra = leaf.shape[2:]
         dims = (*DRAW_DIMS, *_extra_dims(name, len(extra)))
         shape, chunks = (*groups, chains, draws, *extra), (1, 1, chains, block, *extra)
@@ -266,6 +329,15 @@ def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
             store.put("position", ("position",), np.arange(1, extra[0] + 1))
     store.allocate("first_nonfinite_step", (*GROUP_DIMS, "chain"), (*groups, chains), (1, 1, chains), "int32", -1)
     store.allocate("num_draws_done", GROUP_DIMS, groups, (1, 1), "int32", 0)
+
+
+def _allocate_moments(
+    store: SweepStore, name: str, leaf: Any, groups: tuple[int, int], chains: int, blocks: int
+) -> None:
+    """Makes room for the moments of each block; a chunk of the store is one block."""
+    extra = leaf.shape[1:]
+    dims = (*GROUP_DIMS, "chain", "block", *("feature", "feature_other")[: len(extra)])
+    store.allocate(name, dims, (*groups, chains, blocks, *extra), (1, 1, chains, 1, *extra), "float32", float("nan"))
 
 
 def _extra_dims(name: str, count: int) -> tuple[str, ...]:
@@ -279,8 +351,8 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
     tiny = job.program(1)
     anchors, runs, roots = launch_inputs(job, np.zeros(1, np.int64), 2)
 
-    def traced(anchors: Params, runs: Any, mask: Params | None, *rest: Any) -> Recorded:
-        states = jax.eval_shape(tiny.start_runs, anchors, runs, mask)
-        return jax.eval_shape(tiny.advance_runs, states, anchors, runs, mask, *rest)[1]
+    def traced(anchors: Params, runs: Any, part: Any, *rest: Any) -> Recorded:
+        states = jax.eval_shape(tiny.start_runs, anchors, runs, part)
+        return jax.eval_shape(tiny.advance_runs, states, anchors, runs, part, *rest)[1]
 
-    return tiny.known("recorded", traced, anchors, runs, job.mask, roots, job.source.arrays, jnp.int32(0))
+    return tiny.known("recorded", traced, anchors, runs, job.part, roots, job.source.arrays, job.watch, jnp.int32(0))

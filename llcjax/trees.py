@@ -69,6 +69,11 @@ def leading_size(tree: Any, name: str) -> int:
     return int(sizes.pop()[0])
 
 
+def path_name(path: Any) -> str:
+    """The place of a leaf in words, `blocks/0/attention/query/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def num_params(tree: Params) -> int:
     """Number of scalars in a pytree."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))

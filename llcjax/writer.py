@@ -20,6 +20,7 @@ from llcjax.store import SweepStore
 def named_arrays(recorded: Any) -> dict[str, Any]:
     """The arrays of a chunk by the names that they have in the store."""
     draw = recorded.draw._asdict()
+    moments = recorded.moments
     observed = draw.pop("observed")
     named = {**draw, "full_loss": recorded.full_loss}
     if recorded.langevin is not None:
@@ -33,10 +34,14 @@ def named_arrays(recorded: Any) -> dict[str, Any]:
         named.update(observed)
     else:
         named["observed"] = observed
+    if moments is not None:
+        named.update({MOMENT + name: leaf for name, leaf in moments._asdict().items()})
     return {name: leaf for name, leaf in named.items() if leaf is not None}
 
 
-RESERVED = ("checkpoint", "setting", "chain", "draw", "position", "init_loss", "prior_loss", "acceptance")
+MOMENT = "moment_"
+"""What the names of moments begin with; they have blocks of draws in place of draws."""
+RESERVED = ("checkpoint", "setting", "component", "chain", "draw", "position", "init_loss", "prior_loss", "acceptance")
 """Names in the store beside those of the draws."""
 
 
@@ -96,9 +101,11 @@ class Writer:
             rows = slice(start * chains, (start + math.prod(shape)) * chains)
             start += math.prod(shape)
             for name, values in named.items():
-                piece = values[rows, : last - first]
-                piece = piece.reshape(*shape, chains, *piece.shape[1:])
-                self.store.write(name, (*place, slice(None), slice(first, last)), piece)
+                if name.startswith(MOMENT):
+                    piece, where = values[rows], first // self.job.draws_per_chunk
+                else:
+                    piece, where = values[rows, : last - first], slice(first, last)
+                self.store.write(name, (*place, slice(None), where), piece.reshape(*shape, chains, *piece.shape[1:]))
             self.store.write("first_nonfinite_step", place, nonfinite[rows].reshape(*shape, chains))
             self.store.write("num_draws_done", place, np.full(shape, last, np.int32))
         self.steps += (last - first) * config.num_steps_between_draws * len(groups) * chains
@@ -121,7 +128,7 @@ class Writer:
 
     @property
     def _shape(self) -> tuple[int, int]:
-        return len(self.job.bank), len(self.job.config.settings)
+        return len(self.job.bank), len(self.job.settings)
 
     def _report(self, groups: np.ndarray, named: dict[str, np.ndarray]) -> None:
         if self.on_chunk is None:
@@ -143,7 +150,7 @@ class Writer:
 
     def _llc(self, groups: np.ndarray, named: dict[str, np.ndarray]) -> np.ndarray:
         """The finite LLCs of the chains over one chunk."""
-        chains, settings = self.job.config.num_chains, self.job.config.settings
+        chains, settings = self.job.config.num_chains, self.job.settings
         runs = len(groups) * chains
         if "baseline_loss" in named:
             baseline = named["baseline_loss"][:runs]

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool
 
+from llcjax import show
 from llcjax.calibrate.bracket import Bracket, bracket_reason, two_sided
 from llcjax.calibrate.criteria import CRITERIA, at_all, judge_settings
 from llcjax.calibrate.grids import check_configs, config_of, grid_name, joined, with_acceptance
@@ -44,6 +45,12 @@ class Calibration:
     """The two-sided check of the recommended setting; None without one, or at localization 0."""
     warmup: WarmUp | None = None
     """Where the step sizes came from, where an acceptance was asked for."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the recommended setting and the reasons."""
+        chosen = {} if self.recommended is None else dataclasses.asdict(self.recommended.settings[0])
+        reasons = {f"reason {number}": reason for number, reason in enumerate(self.reasons, 1)}
+        return show.table({**(chosen or {"recommended": "no setting"}), **reasons})
 
     @property
     def stable(self) -> Bool[np.ndarray, " setting"]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from llcjax import _compat, processes
 from llcjax.cli.arguments import shell
 from llcjax.cli.experiment import make_report, run_calibration, run_experiment
+from llcjax.cli.pretrained import sweep_pretrained
 from llcjax.cli.tools import find_and_print_stages, run_benchmark, run_verification
 from llcjax.interrupt import Interrupted
 
@@ -21,6 +22,7 @@ usage: llcjax COMMAND ...
   train regression    only the training
   calibrate regression  a grid of step size, n_beta and localization at a few checkpoints; recommends one setting
   sweep regression    training where it is missing, then the LLC sweep
+  sweep --model DIR [DIR ...] --tokens FILE   the LLC sweep of models that others trained
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
   report DIR          estimates, stages and report of a finished sweep again
   verify              known answers: true value, estimate, error and verdict of every case on this machine
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "run": lambda rest: run_experiment("run", rest),
         "train": lambda rest: run_experiment("train", rest),
         "calibrate": run_calibration,
-        "sweep": lambda rest: run_experiment("sweep", rest),
+        "sweep": lambda rest: sweep_pretrained(rest) if "--model" in rest else run_experiment("sweep", rest),
         "stages": find_and_print_stages,
         "report": make_report,
         "verify": run_verification,

@@ -13,14 +13,26 @@ from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_s
 from llcjax.plots.health import plot_health, plot_mean_loss
 from llcjax.plots.metrics import plot_metrics
 from llcjax.plots.regimes import plot_regimes
+from llcjax.plots.responses import (
+    plot_components,
+    plot_components_of_variance,
+    plot_free_energy,
+    plot_matrix,
+    plot_susceptibilities,
+    plot_temperature,
+)
 from llcjax.plots.traces import plot_running_llc, plot_traces
 
 __all__ = [
     "Figure",
+    "plot_components",
+    "plot_components_of_variance",
     "plot_curve",
+    "plot_free_energy",
     "plot_health",
     "plot_health_maps",
     "plot_llc_maps",
+    "plot_matrix",
     "plot_mean_loss",
     "plot_metrics",
     "plot_positions",
@@ -29,5 +41,7 @@ __all__ = [
     "plot_sensitivity",
     "plot_settings",
     "plot_slope",
+    "plot_susceptibilities",
+    "plot_temperature",
     "plot_traces",
 ]

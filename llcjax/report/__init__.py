@@ -17,14 +17,14 @@ from llcjax.curve_verdict import curve_verdict
 from llcjax.report.formats import plus_minus
 from llcjax.report.markup import text
 from llcjax.report.page import PAGE, STYLE
-from llcjax.report.sections import SECTIONS, Material
+from llcjax.report.sections import SECTIONS, Extra, Material
 from llcjax.report.summary import subtitle, summary_lines
 from llcjax.report.tables import write_tables
 
 if TYPE_CHECKING:
     from llcjax.stages import Stages
 
-__all__ = ["plus_minus", "summary_lines", "write_report", "write_tables"]
+__all__ = ["Extra", "plus_minus", "summary_lines", "write_report", "write_tables"]
 
 
 def write_report(
@@ -42,6 +42,7 @@ def write_report(
     links: Mapping[str, str] | None = None,
     setting: int = 0,
     chance_name: str = "zero predictor",
+    extra: Sequence[Extra] = (),
 ) -> Path:
     """Write ``report.html``, ``figures/*.png`` and the CSV tables.
 
@@ -58,6 +59,7 @@ def write_report(
         notes: sentences that a reader must know, shown under the summary.
         links: further pages, as words and a path relative to ``out_dir``; shown under the summary.
         setting: index of the hyperparameter setting that the page shows.
+        extra: further figures with their captions.
         chance_name: what the predictor is called whose loss is the attribute ``chance`` of ``estimates``.
 
     Returns:
@@ -76,6 +78,7 @@ def write_report(
         config=config,
         provenance=provenance,
         command=command,
+        extra=extra,
     )
     curve = material.curve
     material.figures.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xarray as xr
 
@@ -38,6 +38,15 @@ VERDICT_MEANINGS = {
 STAGE_KINDS = {"A": "A (rises)", "B": "B (falls)", "-": "neither"}
 
 
+class Extra(NamedTuple):
+    """A figure of the caller's own."""
+
+    name: str
+    """Of its file."""
+    figure: plots.Figure
+    caption: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
     """What a report is made from (see `llcjax.report.write_report`), and the folder of its figures."""
@@ -51,6 +60,7 @@ class Material:
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
     command: str
+    extra: Sequence[Extra] = ()
 
     @property
     def curve(self) -> xr.Dataset:
@@ -77,6 +87,22 @@ def _curve_section(material: Material) -> str:
         "LLC (top) and loss (bottom). Bars are 95% intervals; shape and colour of a marker are its verdict."
         + ("" if material.stages is None else bands),
     )
+
+
+def _component_section(material: Material) -> str:
+    if "component" not in material.estimates.coords:
+        return ""
+    return material.save(
+        "components",
+        plots.plot_components(material.estimates),
+        "Refined LLC of every component",
+        "The refined LLC of every component: its own parameters are sampled, all others stay at the checkpoint. "
+        "Bars and bands are 95% intervals.",
+    )
+
+
+def _extra_section(material: Material) -> str:
+    return "".join(material.save(one.name, one.figure, one.caption, one.caption) for one in material.extra)
 
 
 def _stage_section(material: Material) -> str:
@@ -202,6 +228,8 @@ def _settings_section(material: Material) -> str:
         num_ok = f"{verdict_counts(curve).get('ok', 0)} of {curve.sizes['checkpoint']}"
         rows.append([str(index), setting_label(curve), num_ok, curve_sentence(curve)])
     body = markup.table(["setting", "hyperparameters", "ok", "curve"], rows, text_columns=(1, 3))
+    if "component" in material.estimates.coords:  # drawn in a section of their own
+        return body
     return body + material.save(
         "settings",
         plots.plot_settings(material.estimates, material.stages),
@@ -289,6 +317,8 @@ def _making_section(material: Material) -> str:
 
 SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("curve", "LLC and loss", _curve_section),
+    ("components", "Components", _component_section),
+    ("extra", "Further results", _extra_section),
     ("stages", "Stages", _stage_section),
     ("positions", "LLC by position", _position_section),
     ("metrics", "Metrics", _metric_section),

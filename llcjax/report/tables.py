@@ -38,10 +38,11 @@ def _llc_rows(estimates: xr.Dataset) -> list[list[Any]]:
     settings = [name for name in ("n_beta", "localization", "step_size") if name in estimates.coords]
     wanted = ("llc", "llc_stderr", "rhat", "ess_bulk", "mean_loss", "init_loss", "verdict")
     names = [name for name in wanted if name in estimates]
-    rows: list[list[Any]] = [["step", *settings, *names]]
+    parts = ["component"] if "component" in estimates.coords else []
+    rows: list[list[Any]] = [["step", *parts, *settings, *names]]
     for index in range(estimates.sizes["setting"]):
         curve = one_setting(estimates, index)
-        fixed = [float(curve[name]) for name in settings]
+        fixed = [*([str(curve["component"].item())] if parts else []), *(float(curve[name]) for name in settings)]
         columns = [curve[name].values.tolist() for name in names]
         rows += [[step, *fixed, *cells] for step, *cells in zip(curve["checkpoint"].values, *columns, strict=True)]
     return rows

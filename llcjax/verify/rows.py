@@ -9,6 +9,8 @@ from typing import Any
 
 import scipy.stats
 
+from llcjax import show
+
 LARGEST_Z = 4.0
 """No row that has an exact expectation may be further off, in standard errors."""
 CHANCE_OF_TOO_MANY = 1e-3
@@ -87,6 +89,11 @@ class Verification:
     suite: str
     rows: Sequence[Row]
     seconds: float
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        names = [field.name for field in dataclasses.fields(self.rows[0])] if self.rows else []
+        return show.grid(names, [[getattr(row, name) for name in names] for row in self.rows])
 
     @property
     def judged(self) -> list[Row]:

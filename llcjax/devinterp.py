@@ -1,0 +1,184 @@
+"""A bridge to devinterp 2.0: stores that its functions read as their own, and a reader of its stores.
+
+A store of devinterp is one checkpoint at one setting. Its LLC averages over every stored step and its init loss has no
+pairs, so the draws of an export are those after the burn-in, and the init loss of a chain is the mean of the paired
+baselines (the mean over chains, and so the LLC, is the same number; LLCs of single chains differ by their baselines).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from llcjax.estimators import excess_loss, kept_draws
+from llcjax.observables import INIT_PROBE, PROBE
+from llcjax.store import save_dataset
+
+
+def export_devinterp(
+    sweep: xr.Dataset,
+    path: Path | str,
+    *,
+    checkpoint: int = 0,
+    setting: int = 0,
+    tokens: Mapping[str, Any] | None = None,
+    num_burnin_steps: int | None = None,
+) -> Path:
+    """Writes one checkpoint and setting as a store of devinterp 2.0.
+
+    `xr.open_datatree(path, engine="zarr", consolidated=False)` gives what its `compute_llc`, `compute_bif` and (with a
+    store a component, one of them `full`) `compute_susceptibilities` take.
+
+    Args:
+        sweep: a sweep with per-position losses, or without, where each position then has the mean of its example.
+        path: folder of the store, replaced.
+        checkpoint: index of the checkpoint.
+        setting: index of the setting.
+        tokens: token ids of each probe, `(example, token)`; zeros where they are not given.
+        num_burnin_steps: sampler steps to leave out; None takes what the sweep was made with.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: probes of unequal length, tokens that do not fit their probe, or a chain that broke (devinterp
+            would average what is left of it as if it were whole).
+    """
+    kept = kept_draws(sweep, num_burnin_steps)
+    one = sweep.isel(checkpoint=checkpoint, setting=setting, draw=kept).load()
+    if bool((one["first_nonfinite_step"] >= 0).any()) or not bool(np.isfinite(one["loss"]).all()):
+        raise ValueError("a chain of this checkpoint broke or is not finished; export another one.")
+    probes = {str(name).removeprefix(PROBE): _by_position(one, str(name)) for name in one if _is_probe(name)}
+    lengths = {losses.shape[-1] for losses in probes.values() if losses.ndim == 4}
+    if len(lengths) > 1:
+        raise ValueError(f"the probes have {sorted(lengths)} positions, but a store of devinterp has one number.")
+    length = lengths.pop() if lengths else 1
+    loss = one["loss"].transpose("chain", "draw").values.astype(np.float32)
+    baseline = (one["loss"] - excess_loss(one)).transpose("chain", "draw").values.mean(1)
+    # One example a step, each position with the loss of the batch: its mean is the loss.
+    spread = np.broadcast_to(loss[:, :, None, None], (*loss.shape, 1, length))
+    variables: dict[str, Any] = {
+        "init_loss": (("chain", "token_pos"), np.repeat(baseline[:, None], length, 1).astype(np.float32)),
+        "sampling_loss": (("chain", "draw", "batch", "token_pos"), spread),
+        "sampling_loss_micro": (("chain", "step", "batch_sampling", "token_pos"), spread),
+        "sampling_input_ids_micro": (
+            ("chain", "step", "batch_sampling", "token"),
+            np.zeros((*loss.shape, 1, length + 1), np.int64),
+        ),
+    }
+    for name, losses in probes.items():
+        losses = losses if losses.ndim == 4 else np.repeat(losses[..., None], length, -1)
+        ids = np.zeros((losses.shape[2], length + 1), np.int64)
+        if tokens is not None and name in tokens:
+            ids = np.asarray(tokens[name], np.int64)
+            if ids.shape != (losses.shape[2], length + 1):
+                raise ValueError(
+                    f"tokens[{name!r}] has shape {ids.shape}, but its losses ask for {(losses.shape[2], length + 1)}."
+                )
+        variables[f"loss_{name}"] = (("chain", "draw", f"batch_{name}", "token_pos"), losses.astype(np.float32))
+        variables[f"input_ids_{name}"] = ((f"batch_{name}", "token"), ids)
+    sampler = _sampler_facts(one, loss.shape)
+    facts = {
+        "sampler": sampler,
+        "observables": [{"type": "ObserveDifferentDataset", "obs_id": name, "batches_per_draw": 1} for name in probes],
+        "chain_buffer_size": min(50, loss.shape[1]),
+        "shared_observable_dims": ["token", "token_pos"],
+        "tokenizer_context_length": length + 1,
+    }
+    save_dataset(xr.Dataset(variables, attrs={"metadata": {"config": facts}, "completed": 1}), path)
+    return Path(path)
+
+
+def _is_probe(name: Any) -> bool:
+    return str(name).startswith(PROBE)
+
+
+def _by_position(one: xr.Dataset, name: str) -> np.ndarray:
+    """Losses of a probe as `(chain, draw, example[, position])`, without the positions of no weight."""
+    losses = one[name].transpose("chain", "draw", ...).values
+    if losses.ndim == 3:
+        return losses
+    weighted = np.isfinite(one[INIT_PROBE + name.removeprefix(PROBE)].values).all(0)
+    return losses[..., weighted]
+
+
+def _sampler_facts(one: xr.Dataset, shape: tuple[int, ...]) -> dict[str, Any]:
+    config = json.loads(str(one.attrs["config"])) if "config" in one.attrs else {}
+    return {
+        "num_chains": shape[0],
+        "num_draws": shape[1],
+        "num_burnin_steps": 0,
+        "num_steps_bw_draws": 1,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "lr": float(one["step_size"]),
+        "n_beta": float(one["n_beta"]),
+        "localization": float(one["localization"]),
+        "init_seed": config.get("seed", 0),
+        "sampling_method": "sgmcmc_sgld",
+        "written_by": "llcjax",
+    }
+
+
+def import_devinterp(path: Path | str) -> xr.Dataset:
+    """Reads a store of devinterp 2.0 as a sweep of one checkpoint and one setting.
+
+    Args:
+        path: folder that its `sample` wrote.
+
+    Returns:
+        What `llcjax.sweep` returns, as far as the store knows: `loss` of every draw after its burn-in, `init_loss`,
+        and `probe_NAME` for each observable, with tokens. `llcjax.estimates` and the covariances take it. devinterp
+        records observables after the step whose loss it records.
+
+    Raises:
+        ValueError: the folder holds no such store, or an incomplete one.
+    """
+    try:
+        store = xr.open_zarr(str(path), consolidated=False, chunks=None).load()
+        sampler = store.attrs["metadata"]["config"]["sampler"]
+        loss, init = store["sampling_loss"], store["init_loss"]
+    except Exception as error:  # zarr and xarray raise many types on what is no store
+        raise ValueError(f"{path} is no store of devinterp 2.0 ({type(error).__name__}: {error}).") from error
+    if store.attrs.get("completed") != 1:
+        raise ValueError(f"{path} was not completed by devinterp; sample again.")
+    trace = loss.mean(["batch", "token_pos"]).transpose("chain", "draw").values
+    broken = ~np.isfinite(trace).all(1)
+    chains, draws = trace.shape
+    burnin, between = int(sampler.get("num_burnin_steps", 0)), int(sampler.get("num_steps_bw_draws", 1))
+    group, dims = ("checkpoint", "setting"), ("checkpoint", "setting", "chain", "draw")
+    variables: dict[str, Any] = {
+        "loss": (dims, trace[None, None]),
+        "distance": (dims, np.full((1, 1, chains, draws), np.nan)),
+        "init_loss": (("checkpoint",), [float(init.mean())]),
+        "init_loss_stderr": (("checkpoint",), [float(init.mean("token_pos").std(ddof=1) / np.sqrt(chains))]),
+        "first_nonfinite_step": ((*group, "chain"), np.where(broken, burnin, -1)[None, None]),
+        "num_draws_done": (group, np.full((1, 1), draws)),
+    }
+    for variable in store.data_vars:
+        name = str(variable)
+        if name.startswith("loss_"):
+            probe = name.removeprefix("loss_")
+            values = store[name].transpose("chain", "draw", f"batch_{probe}", "token_pos").values
+            inner = (f"{PROBE}{probe}_0", f"{PROBE}{probe}_1")
+            variables[PROBE + probe] = ((*dims, *inner), values[None, None])
+            # What devinterp does not store: the losses at the checkpoint itself; the first draw is nearest.
+            variables[INIT_PROBE + probe] = (("checkpoint", *inner), values[:, 0].mean(0)[None])
+    return xr.Dataset(
+        variables,
+        coords={
+            "checkpoint": [0],
+            "setting": [0],
+            "chain": np.arange(chains),
+            "draw": burnin + between * np.arange(draws),
+            "n_beta": ("setting", [float(sampler["n_beta"])]),
+            "localization": ("setting", [float(sampler.get("localization", 0.0))]),
+            "step_size": ("setting", [float(sampler["lr"])]),
+        },
+        attrs={"num_burnin_steps": burnin, "num_params": float("nan"), "wall_seconds": 0.0},
+    )
