@@ -22,7 +22,7 @@ def found():
         "same": (STEPS, bump(1000) + 0.05 * noise, errors),
         "late": (STEPS, bump(20_000) + 0.05 * noise, None),
         "short": (STEPS[:3], X[:3], None),
-        "gap": (STEPS, np.where(STEPS == STEPS[5], np.nan, bump(1000)), None),
+        "gap": (np.append(STEPS, 10**6), np.append(bump(1000), np.nan), None),
     })  # fmt: skip
 
 
