@@ -9,6 +9,7 @@ axis that has room for step 0.
 from matplotlib.figure import Figure
 
 from llcjax.plots.calibration import plot_health_maps, plot_llc_maps, plot_sensitivity
+from llcjax.plots.curvature import plot_curvature
 from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_slope
 from llcjax.plots.health import plot_health, plot_mean_loss
 from llcjax.plots.metrics import plot_metrics
@@ -17,6 +18,7 @@ from llcjax.plots.traces import plot_running_llc, plot_traces
 
 __all__ = [
     "Figure",
+    "plot_curvature",
     "plot_curve",
     "plot_health",
     "plot_health_maps",

@@ -40,6 +40,8 @@ def write_report(
     command: str,
     notes: Sequence[str] = (),
     links: Mapping[str, str] | None = None,
+    further: Mapping[str, xr.Dataset] | None = None,
+    curvature: xr.Dataset | None = None,
     setting: int = 0,
     chance_name: str = "zero predictor",
 ) -> Path:
@@ -57,6 +59,8 @@ def write_report(
         command: the command line that makes this report again.
         notes: sentences that a reader must know, shown under the summary.
         links: further pages, as words and a path relative to ``out_dir``; shown under the summary.
+        further: more measures of each checkpoint, a figure and a table ``NAME.csv`` each.
+        curvature: what ``llcjax.curvature.curvature`` returns, shown under the LLC.
         setting: index of the hyperparameter setting that the page shows.
         chance_name: what the predictor is called whose loss is the attribute ``chance`` of ``estimates``.
 
@@ -71,6 +75,8 @@ def write_report(
         sweep=sweep,
         estimates=estimates.assign_attrs(chance_name=chance_name),
         metrics=metrics,
+        further=further or {},
+        curvature=curvature,
         stages=stages,
         setting=setting,
         config=config,
@@ -94,7 +100,8 @@ def write_report(
         ),
         style=STYLE,
     )
-    write_tables(out_dir, material.estimates, metrics, stages)
+    tables = {**material.further, **({} if curvature is None else {"curvature": curvature})}
+    write_tables(out_dir, material.estimates, metrics, stages, tables)
     path = Path(out_dir) / "report.html"
     path.write_text(page, encoding="utf-8")
     return path

@@ -46,6 +46,8 @@ class Material:
     sweep: xr.Dataset | None
     estimates: xr.Dataset
     metrics: xr.Dataset | None
+    further: Mapping[str, xr.Dataset]
+    curvature: xr.Dataset | None
     stages: Stages | None
     setting: int
     config: Mapping[str, Any]
@@ -133,6 +135,30 @@ def _metric_section(material: Material) -> str:
         "Behavioural and structural metrics against the training step, one panel each",
         "Measures of the same checkpoints under the same bands. A stage of the LLC that is real should "
         "coincide with a change in some of them.",
+    )
+
+
+def _further_section(material: Material) -> str:
+    return "".join(
+        material.save(
+            name,
+            plots.plot_metrics(measures, material.stages),
+            f"Measures of {name} against the training step, one panel each",
+            f"Measures of {name} at the same checkpoints under the same bands.",
+        )
+        for name, measures in material.further.items()
+    )
+
+
+def _curvature_section(material: Material) -> str:
+    if material.curvature is None:
+        return ""
+    return material.save(
+        "curvature",
+        plots.plot_curvature(material.estimates, material.curvature, material.stages, setting=material.setting),
+        "LLC, trace of the Hessian and its top eigenvalues against the training step",
+        "The LLC above the trace of the Hessian and its top eigenvalues at the same checkpoints, with 95% intervals. "
+        "Curvature sees directions in which the loss bends; the LLC also flatter ones.",
     )
 
 
@@ -292,6 +318,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("stages", "Stages", _stage_section),
     ("positions", "LLC by position", _position_section),
     ("metrics", "Metrics", _metric_section),
+    ("further", "Structure and paths", _further_section),
+    ("curvature", "Curvature", _curvature_section),
     ("health", "Can I trust it?", _health_section),
     ("traces", "Traces and running LLC", _trace_section),
     ("settings", "Settings compared", _settings_section),
