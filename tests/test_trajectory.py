@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from llcjax.checkpoints import CheckpointBank
+from llcjax.plots import plot_path
 from llcjax.trajectory import (
     osculating_circles,
     path_gram,
@@ -73,3 +74,13 @@ def test_path_metrics_of_a_model():
     )
     assert measured["output_pc"].shape == (12, 4) and measured["cka"].dims == ("checkpoint", "place")
     assert 0 < sum(measured.attrs["output_explained"]) <= 1 and set(np.unique(measured["output_vertex"])) <= {0.0, 1.0}
+
+
+def test_the_path_is_drawn_in_a_plane():
+    measured = path_metrics(
+        apply, lambda params, x: apply(params, x)[:, None, None], bank(), INPUTS, num_hidden_inputs=8
+    )
+    (axes,) = plot_path(measured).axes
+    assert "of the variance" in axes.get_xlabel() and len(axes.lines) == 3
+    with pytest.raises(ValueError, match="one component"):
+        plot_path(measured.isel(component=[0]))

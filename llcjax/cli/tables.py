@@ -38,7 +38,7 @@ def print_calibration(result: Calibration) -> None:
 
 def print_forecast(seen: Forecast, num_seeds: int) -> None:
     """What a sweep will need."""
-    table = Table(title="Plan of the sweep" + (f" of each of {num_seeds} seeds" if num_seeds > 1 else ""))
+    table = Table(title="Plan of the sweep" + (f" of the first of {num_seeds} seeds" if num_seeds > 1 else ""))
     table.add_column("what")
     table.add_column("how much")
     for row in seen.rows():

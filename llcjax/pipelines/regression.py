@@ -234,8 +234,8 @@ class RegressionRun:
                 further={
                     "structure": measured.structure,
                     "attention": head_means(measured.attention),
-                    "paths": measured.paths,
                 },
+                paths=measured.paths,
                 curvature=measured.curvature,
                 stages=stages,
                 config=as_dict(self.experiment),
@@ -345,6 +345,9 @@ def all_parts(run: RegressionRun, only: Sequence[str] = ()) -> dict[str, Regress
             continue
         if name == MAIN:
             runs[name] = run
+            continue
+        if PARTS[name].trains and run.experiment.bank is not None:
+            run.say(f"part {name} is left out: it trains models of its own, and bank takes them from elsewhere.")
             continue
         runs[name] = RegressionRun(
             part_experiment(run.experiment, name),

@@ -13,6 +13,7 @@ from llcjax.plots.curvature import plot_curvature
 from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_slope
 from llcjax.plots.health import plot_health, plot_mean_loss
 from llcjax.plots.metrics import plot_metrics
+from llcjax.plots.path import plot_path
 from llcjax.plots.regimes import plot_regimes
 from llcjax.plots.traces import plot_running_llc, plot_traces
 
@@ -25,6 +26,7 @@ __all__ = [
     "plot_llc_maps",
     "plot_mean_loss",
     "plot_metrics",
+    "plot_path",
     "plot_positions",
     "plot_regimes",
     "plot_running_llc",

@@ -47,6 +47,7 @@ class Material:
     estimates: xr.Dataset
     metrics: xr.Dataset | None
     further: Mapping[str, xr.Dataset]
+    paths: xr.Dataset | None
     curvature: xr.Dataset | None
     stages: Stages | None
     setting: int
@@ -147,6 +148,30 @@ def _further_section(material: Material) -> str:
             f"Measures of {name} at the same checkpoints under the same bands.",
         )
         for name, measures in material.further.items()
+    )
+
+
+def _path_section(material: Material) -> str:
+    if material.paths is None:
+        return ""
+    shown = material.paths.drop_vars(
+        [name for name in material.paths if "evolute" in str(name) or "vertex" in str(name)]
+    )
+    body = material.save(
+        "paths",
+        plots.plot_metrics(shown, material.stages),
+        "Principal components of outputs and hidden activations, and CKA, against the training step",
+        "Principal components over checkpoints of the outputs and of the last residual stream on fixed inputs, and "
+        "linear CKA between successive checkpoints at each place of the residual stream.",
+    )
+    if material.paths.sizes["component"] < 2:
+        return body
+    return body + material.save(
+        "essential_dynamics",
+        plots.plot_path(material.paths, material.stages),
+        "The path of the outputs in the plane of their first two principal components",
+        "Essential dynamics: grey dots are checkpoints, the blue line is their smoothed path, circles are osculating "
+        "circles where the curvature is largest or least nearby (cusps of the evolute), with their training steps.",
     )
 
 
@@ -318,7 +343,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("stages", "Stages", _stage_section),
     ("positions", "LLC by position", _position_section),
     ("metrics", "Metrics", _metric_section),
-    ("further", "Structure and paths", _further_section),
+    ("further", "Structure", _further_section),
+    ("paths", "Essential dynamics", _path_section),
     ("curvature", "Curvature", _curvature_section),
     ("health", "Can I trust it?", _health_section),
     ("traces", "Traces and running LLC", _trace_section),
