@@ -138,8 +138,10 @@ def curvature(
     traces = jax.jit(lambda params: jax.lax.map(lambda key: probe(params, key), probe_keys))
     spectra = jax.jit(lambda params: jax.lax.map(lambda key: top(params, key), batch_keys))
     checkpoints = [bank.checkpoint(index) for index in range(len(bank))]
-    trace = np.stack([np.asarray(traces(params), np.float64) for params in checkpoints])
-    found = [spectra(params) for params in checkpoints]
+    # Fewer digits, as accelerators have by default, would cost Lanczos its orthogonality.
+    with jax.default_matmul_precision("highest"):
+        trace = np.stack([np.asarray(traces(params), np.float64) for params in checkpoints])
+        found = [spectra(params) for params in checkpoints]
     values = np.stack([np.asarray(one.values, np.float64) for one in found])
     residual = np.stack([np.asarray(one.residuals).max(0) for one in found])
     dims, ordered = ("checkpoint",), ("checkpoint", "order")

@@ -122,7 +122,7 @@ class RegressionRun:
             path = self._sweep_path(seed)
             done = _complete(path)
             loss, swept, mask = _coordinates(experiment, self.loss, bank, self.num_checkpoints(seed))
-            with self._timed(f"sweep of seed {seed}"):
+            with contextlib.nullcontext() if done else self._timed(f"sweep of seed {seed}"):
                 results[seed] = sweep(
                     loss,
                     swept,

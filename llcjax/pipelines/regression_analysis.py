@@ -103,7 +103,8 @@ def analyse(
         curvature=None
         if config.num_probes == 0
         else measures(
-            "curvature",
+            # Parts that share models may look at more or fewer of their checkpoints.
+            f"curvature_{len(some)}",
             lambda: curvature(
                 loss,
                 some,
