@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 from jaxtyping import Array, Float, Key
+
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Steps, values and their standard errors (or None), each `(checkpoint,)`."""
 
 Params = Any
 """A pytree of float32 arrays."""

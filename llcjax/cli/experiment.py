@@ -10,7 +10,14 @@ import tyro
 
 from llcjax import processes
 from llcjax.cli.arguments import last_option, parse, shell
-from llcjax.cli.tables import print_calibration, print_forecast, print_reports, print_verdicts
+from llcjax.cli.tables import (
+    print_calibration,
+    print_forecast,
+    print_part,
+    print_reports,
+    print_tables,
+    print_verdicts,
+)
 from llcjax.config import SweepConfig
 from llcjax.config_file import load_sweep_config
 from llcjax.estimators import estimates
@@ -42,6 +49,15 @@ class _SharedOptions(_ExperimentOptions):
     distributed: bool = False
     """Joins other processes, started by srun or named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
     each sweeps its part of the checkpoints into the same folder. On by itself in a step of srun with several tasks."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _RunOptions(_SharedOptions):
+    """A whole experiment."""
+
+    part: tuple[str, ...] = ()
+    """Only these parts of the experiment, such as `published calibrated`; none = all in their order. Every part and
+    every step in it goes on where it stopped, so a run may be cut by limits of time anywhere."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +95,7 @@ def run_experiment(command: str, arguments: list[str]) -> None:
     """`run`, `train` or `sweep`."""
     name, rest = _experiment_name(arguments)
     preset = _preset(name, rest)
-    kind = {"sweep": _SweepOptions, "run": _SharedOptions}.get(command, _ExperimentOptions)
+    kind = {"sweep": _SweepOptions, "run": _RunOptions}.get(command, _ExperimentOptions)
     default = kind(config=_with_settings(EXPERIMENTS[name][preset], rest), preset=preset)
     options = parse(kind, rest, f"llcjax {command} {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
@@ -95,8 +111,12 @@ def run_experiment(command: str, arguments: list[str]) -> None:
             if processes.is_first():
                 print_verdicts(estimates(facts))
     else:
-        run.sweeps()
-        processes.first_alone(lambda: print_reports(run))
+        for part_name, part in regression.all_parts(run, getattr(options, "part", ())).items():
+            part.sweeps()
+            processes.first_alone(lambda n=part_name, p=part: print_part(n, p))
+        # One part alone has all its tables in its report.
+        if options.config.further:
+            processes.first_alone(lambda: print_tables(run))
 
 
 def run_calibration(arguments: list[str]) -> None:

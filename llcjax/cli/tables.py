@@ -13,6 +13,8 @@ from llcjax.calibrate import Calibration
 from llcjax.curve_verdict import curve_verdict
 from llcjax.forecast import Forecast
 from llcjax.pipelines.regression import RegressionRun
+from llcjax.pipelines.regression_parts import MAIN, PARTS
+from llcjax.pipelines.regression_tables import study_tables
 from llcjax.report.calibration import HEADER, calibration_rows
 from llcjax.selection import setting_label, verdict_counts
 from llcjax.stages import Stages
@@ -36,12 +38,27 @@ def print_calibration(result: Calibration) -> None:
 
 def print_forecast(seen: Forecast, num_seeds: int) -> None:
     """What a sweep will need."""
-    table = Table(title="Plan of the sweep" + (f" of each of {num_seeds} seeds" if num_seeds > 1 else ""))
+    table = Table(title="Plan of the sweep" + (f" of the first of {num_seeds} seeds" if num_seeds > 1 else ""))
     table.add_column("what")
     table.add_column("how much")
     for row in seen.rows():
         table.add_row(*row)
     Console().print(table)
+
+
+def print_part(name: str, run: RegressionRun) -> None:
+    """One part of an experiment, under its name where there are several."""
+    if name != MAIN:
+        print(f"\npart {name}: {PARTS[name].words}")
+    print_reports(run)
+
+
+def print_tables(run: RegressionRun) -> None:
+    """Writes the tables over all parts, and prints which of the paper's targets are met."""
+    path, targets = study_tables(run)
+    print(f"\ntables: {path.resolve()}")
+    for row in targets:
+        print(f"  {row['met']:>3}  {row['target']}: {row['value']:.4g} (asked: {row['lower']:g} to {row['upper']:g})")
 
 
 def print_reports(run: RegressionRun) -> None:

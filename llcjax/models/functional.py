@@ -10,11 +10,12 @@ from flax import nnx
 from llcjax.types import ApplyFn, InitFn, Params, PRNGKey
 
 
-def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[InitFn, ApplyFn]:
+def functional(make: Callable[[nnx.Rngs], nnx.Module], method: str = "__call__") -> tuple[InitFn, ApplyFn]:
     """Turns a constructor of an nnx module into pure functions on nested dictionaries with string keys.
 
     Args:
         make: `make(rngs) -> module`; the module's `__call__(inputs)` is the forward pass.
+        method: another method of the module for `apply` to call.
 
     Returns:
         `(init, apply)`: `init(key) -> params` may be vmapped over keys; `apply(params, inputs) -> outputs`.
@@ -35,7 +36,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[InitFn, ApplyFn]
     def apply(params: Params, inputs: jax.Array) -> jax.Array:
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, _like(params, nnx.to_pure_dict(abstract)))
-        return nnx.merge(graph, state)(inputs)
+        return getattr(nnx.merge(graph, state), method)(inputs)
 
     return init, apply
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 from llcjax.models.functional import functional
 from llcjax.models.kernels import Kernels, Products, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
-from llcjax.types import ApplyFn, InitFn
+from llcjax.types import ApplyFn, InitFn, Params
 
 # PyTorch's default for linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), weights and biases alike.
 _WEIGHT_INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -29,6 +30,15 @@ class _Compute(NamedTuple):
 
     kernels: Kernels
     activations: jnp.dtype
+
+
+class Internals(NamedTuple):
+    """What a forward pass holds inside."""
+
+    attention: Float[Array, "batch block head token key"]
+    """Attention of each token to each earlier one and itself; rows sum to 1."""
+    stream: Float[Array, "batch place token feature"]
+    """The residual stream: before the first block, and after each."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +89,15 @@ def icl_transformer(
     )
 
 
+def icl_internals(
+    config: TransformerConfig, num_tokens: int, token_width: int
+) -> Callable[[Params, Float[Array, "batch token feature"]], Internals]:
+    """Builds `(params, tokens) -> Internals` for parameters of `icl_transformer`."""
+    compute = _Compute("xla", jnp.dtype("float32"))
+    _, inspect = functional(lambda rngs: _Transformer(config, num_tokens, token_width, compute, rngs), "internals")
+    return cast("Callable[[Params, Array], Internals]", inspect)
+
+
 def _linear(fan_in: int, fan_out: int, compute: _Compute, rngs: nnx.Rngs, bias: bool) -> nnx.Linear:
     bound = 1 / math.sqrt(fan_in)
 
@@ -126,14 +145,23 @@ class _Attention(nnx.Module):
     def _mixed(self, qkv_BTE: Float[Array, "B T E"]) -> Float[Array, "B T D"]:
         """Values of earlier tokens, mixed."""
         batch, tokens, width = qkv_BTE.shape[0], qkv_BTE.shape[1], qkv_BTE.shape[2] // 3
+        weights_BHTT, v_BTHC = self._weights(qkv_BTE)
+        mixed_BTHC = jnp.einsum("bhqk,bkhc->bqhc", weights_BHTT, v_BTHC)
+        return mixed_BTHC.reshape(batch, tokens, width)
+
+    def _weights(self, qkv_BTE: Float[Array, "B T E"]) -> tuple[Float[Array, "B H T T"], Float[Array, "B T H C"]]:
+        """How much each token attends to itself and to earlier ones, and the values."""
+        batch, tokens, width = qkv_BTE.shape[0], qkv_BTE.shape[1], qkv_BTE.shape[2] // 3
         qkv_BTHC = qkv_BTE.reshape(batch, tokens, self.num_heads, 3 * width // self.num_heads)
         q_BTHC, k_BTHC, v_BTHC = jnp.split(qkv_BTHC, 3, axis=-1)
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / math.sqrt(width // self.num_heads)
         causal_TT = jnp.tril(jnp.ones((tokens, tokens), bool))
         masked_BHTT = jnp.where(causal_TT, scores_BHTT.astype(jnp.float32), -jnp.inf)
-        weights_BHTT = jax.nn.softmax(masked_BHTT).astype(qkv_BTE.dtype)
-        mixed_BTHC = jnp.einsum("bhqk,bkhc->bqhc", weights_BHTT, v_BTHC)
-        return mixed_BTHC.reshape(batch, tokens, width)
+        return jax.nn.softmax(masked_BHTT).astype(qkv_BTE.dtype), v_BTHC
+
+    def weights(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B H T T"]:
+        """How much each token attends to itself and to earlier ones."""
+        return self._weights(self.qkv(x_BTD))[0]
 
 
 class _Block(nnx.Module):
@@ -223,10 +251,24 @@ class _Transformer(nnx.Module):
         self.unembed = _linear(config.model_width, token_width, compute, rngs, bias=True)
 
     def __call__(self, tokens_BTI: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
-        with jax.named_scope("embed"):
-            x_BTD = (self.embed(tokens_BTI) + self.positions[...]).astype(self.activations)
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
+        *_, x_BTD = self._stream(tokens_BTI)
         normed_BTD = _normalise(self.final_norm, x_BTD)
         with jax.named_scope("unembed"):
             return self.unembed(normed_BTD).astype(jnp.float32)
+
+    def _stream(self, tokens_BTI: Float[Array, "B T I"]) -> list[Float[Array, "B T D"]]:
+        """The residual stream before the first block and after each."""
+        with jax.named_scope("embed"):
+            stream = [(self.embed(tokens_BTI) + self.positions[...]).astype(self.activations)]
+        for block in self.blocks:
+            stream.append(block(stream[-1]))
+        return stream
+
+    def internals(self, tokens_BTI: Float[Array, "B T I"]) -> Internals:
+        """What the forward pass holds inside."""
+        stream = self._stream(tokens_BTI)
+        weights = [
+            block.attention.weights(_normalise(block.attention_norm, x_BTD))
+            for block, x_BTD in zip(self.blocks, stream, strict=False)
+        ]
+        return Internals(jnp.stack(weights, 1), jnp.stack(stream, 1))

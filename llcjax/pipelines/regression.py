@@ -1,12 +1,11 @@
-"""The in-context regression experiment: its whole configuration, its presets, and the steps that it chains."""
+"""The in-context regression experiment: the steps that it chains, each skipped where it is finished."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,133 +22,24 @@ from llcjax.data import DataSource
 from llcjax.estimators import estimates
 from llcjax.forecast import Forecast, forecast
 from llcjax.keys import as_key
-from llcjax.metrics.regression import regression_metrics
-from llcjax.models.icl_transformer import TransformerConfig, icl_transformer
-from llcjax.models.kernels import Kernels
-from llcjax.models.sizes import Activations
-from llcjax.pipelines.run_folder import check_all_but, claim
+from llcjax.metrics.attention import head_means
+from llcjax.models.icl_transformer import icl_transformer
+from llcjax.pipelines.regression_analysis import Analyses, analyse, selected_steps
+from llcjax.pipelines.regression_config import GRIDS, PRESETS, RegressionExperiment, experiment_from
+from llcjax.pipelines.regression_parts import MAIN, PARTS, part_experiment
+from llcjax.pipelines.run_folder import check_all_but, claim, timed
 from llcjax.provenance import provenance
 from llcjax.report import write_report
 from llcjax.report.calibration import write_calibration
+from llcjax.rescale import relative
 from llcjax.stages import Stages, llc_stages
-from llcjax.store import is_sweep, load_dataset, open_sweep, save_dataset
+from llcjax.store import is_sweep, open_sweep
 from llcjax.sweep import check_data, check_finite, sweep
-from llcjax.tasks.regression import RegressionTask, squared_error
-from llcjax.train import TrainConfig, finish_training, train
-from llcjax.types import ApplyFn, InitFn, LossFn
+from llcjax.tasks.regression import squared_error
+from llcjax.train import finish_training, train
+from llcjax.types import ApplyFn, InitFn, LossFn, Params
 
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RegressionExperiment:
-    """In-context linear regression: train, sweep, metrics, stages, report."""
-
-    task: RegressionTask = dataclasses.field(default_factory=RegressionTask)
-    model: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
-    num_examples: int = 2**20
-    """Sequences of the fixed set on which the LLC is estimated (n)."""
-    data_seed: int = 7
-    """Seed of that set."""
-    num_test_sequences: int = 8192
-    """Fresh sequences for the metrics."""
-    sweep_seeds: tuple[int, ...] = (0,)
-    """Model seeds whose checkpoints are swept."""
-    kernels: Kernels = "auto"
-    """How attention is computed: xla, or pallas for a kernel of its own (on a GPU)."""
-    activations: Activations = "float32"
-    """How activations of the model are stored: float32, or bfloat16, which halves memory traffic and rounds."""
-    bank: str | None = None
-    """Folder of checkpoints to sweep instead of training: a bank, per-step orbax folders, .npz or .safetensors."""
-
-    def __post_init__(self) -> None:
-        """Checks sizes, and that the swept seeds are trained.
-
-        Raises:
-            ValueError: a value out of range.
-        """
-        if min(self.num_examples, self.num_test_sequences) < 2:
-            raise ValueError("num_examples and num_test_sequences must be at least 2.")
-        trained = range(self.train.seed, self.train.seed + self.train.num_seeds)
-        missing = [seed for seed in self.sweep_seeds if seed not in trained]
-        if self.bank is None and (missing or not self.sweep_seeds):
-            raise ValueError(
-                f"sweep_seeds={self.sweep_seeds} must name at least one of the trained seeds {list(trained)}."
-            )
-
-
-PRESETS: dict[str, RegressionExperiment] = {
-    # The phenomenon in small, for 2 cores: loss falls from 2.1 to 0.75, in-context learning sets in near step 200.
-    # A few minutes, compilation included.
-    "quick": RegressionExperiment(
-        task=RegressionTask(dimension=2),
-        model=TransformerConfig(num_heads=2, model_width=32, mlp_width=32),
-        train=TrainConfig(
-            num_steps=3000,
-            batch_size=128,
-            learning_rate=5e-3,
-            num_log_checkpoints=20,
-            num_linear_checkpoints=13,
-        ),
-        sweep=SweepConfig(
-            n_beta=(66.67,),
-            localization=(1000.0,),
-            step_size=(1.5e-4,),
-            num_chains=4,
-            num_draws=150,
-            num_burnin_steps=50,
-            batch_size=64,
-            per_position=True,
-            draws_per_chunk=50,
-        ),
-        num_examples=2**14,
-        num_test_sequences=2048,
-    ),
-    # The paper (arXiv 2402.02364): 5 seeds x 500,000 steps, 190 checkpoints, its published SGLD setting on seed 0.
-    # Expect a final test loss of 1.73 to 1.76 a seed (ridge optimum 1.653). The README states what it costs.
-    "paper": RegressionExperiment(
-        train=TrainConfig(num_seeds=5),
-        sweep=SweepConfig(
-            n_beta=(66.67,),
-            localization=(6.667,),
-            step_size=(3e-4,),
-            num_chains=10,
-            num_draws=5000,
-            batch_size=1024,
-            baseline="dataset",
-            per_position=True,
-            precision="tf32",
-        ),
-    ),
-}
-
-GRIDS: dict[str, SweepConfig] = {
-    # 9 settings x 5 checkpoints x 4 chains x 200 steps: about as much as the sweep of the preset.
-    "quick": dataclasses.replace(
-        PRESETS["quick"].sweep,
-        localization=(300.0, 1000.0, 3000.0),
-        step_size=(5e-5, 1.5e-4, 5e-4),
-        num_draws=120,
-        num_burnin_steps=80,
-        per_position=False,
-    ),
-    # Around n_beta 67, localization 1000, whose chains stay local where those of the published setting do not.
-    # 24 settings x 5 checkpoints x 4 chains x 1,000 steps = 480,000 chain steps.
-    "paper": dataclasses.replace(
-        PRESETS["paper"].sweep,
-        n_beta=(66.67, 300.0),
-        localization=(1000.0, 1500.0, 2000.0, 3000.0),
-        step_size=(2.5e-5, 5e-5, 1e-4),
-        num_chains=4,
-        num_draws=700,
-        num_burnin_steps=300,
-        baseline="paired",
-        per_position=False,
-    ),
-}
-"""The grid of `llcjax calibrate` for each preset."""
 
 
 class RegressionRun:
@@ -164,14 +54,26 @@ class RegressionRun:
         progress: bool = True,
         say: Say = print,
         calibrating: bool = False,
+        models: Path | str | None = None,
     ) -> None:
         """Claims the folder; to calibrate, its subfolder `calibration` alone, so that any sweep may follow in it.
+
+        Args:
+            experiment: its configuration.
+            out: folder of the run.
+            command: the command line that makes it again.
+            progress: shows progress bars.
+            say: what is told of finished steps.
+            calibrating: claims for a calibration.
+            models: folder of another run of the same task, model and training, whose models and their measures are
+                taken; None trains in `out`.
 
         Raises:
             ValueError: the folder holds another config.
         """
         self.experiment, self.out, self.command = experiment, Path(out), command
         self.progress, self.say = progress, say
+        self.models = self.out if models is None else Path(models)
         self.init, self.apply, self.loss = _model(experiment)
         # All that can be refused is refused before the folder is claimed and before anything is trained.
         check_data(DataSource((), None, experiment.num_examples), experiment.sweep)
@@ -189,7 +91,7 @@ class RegressionRun:
 
         def train_missing() -> None:
             if not self._is_trained():
-                self._train(self.out / "banks")
+                self._train(self.models / "banks")
 
         processes.first_alone(train_missing)
         return self._held_banks()
@@ -197,13 +99,19 @@ class RegressionRun:
     def _is_trained(self) -> bool:
         config = self.experiment.train
         seeds = range(config.seed, config.seed + config.num_seeds)
-        return self._imported is not None or all(is_bank(self.out / "banks" / f"seed_{seed}") for seed in seeds)
+        return self._imported is not None or all(is_bank(self.models / "banks" / f"seed_{seed}") for seed in seeds)
 
     def _held_banks(self) -> dict[int, CheckpointBank]:
-        experiment, folder = self.experiment, self.out / "banks"
+        experiment, folder = self.experiment, self.models / "banks"
         if self._imported is not None:
             return {experiment.sweep_seeds[0]: self._imported}
         return {seed: load_bank(folder / f"seed_{seed}") for seed in experiment.sweep_seeds}
+
+    def num_checkpoints(self, seed: int) -> int | None:
+        """How many checkpoints of a seed are swept; None for all."""
+        experiment = self.experiment
+        first = seed == experiment.sweep_seeds[0]
+        return experiment.num_checkpoints if first else experiment.num_further_checkpoints
 
     def sweeps(self) -> dict[int, xr.Dataset]:
         """The sweep of each seed, run or resumed where it is not complete."""
@@ -212,20 +120,35 @@ class RegressionRun:
         results = {}
         for seed, bank in self.banks().items():
             path = self._sweep_path(seed)
-            started = time.monotonic()
-            results[seed] = sweep(
-                self.loss,
-                bank,
-                data,
-                experiment.sweep,
-                out=path,
-                chance=experiment.task.chance,
-                attrs={"command": self.command},
-                progress=self.progress and not _complete(path),
-            )
-            if (seconds := time.monotonic() - started) > 5 and processes.is_first():
-                self.say(f"sweep of seed {seed}: {seconds:.0f} s -> {path}")
+            done = _complete(path)
+            loss, swept, mask = _coordinates(experiment, self.loss, bank, self.num_checkpoints(seed))
+            with contextlib.nullcontext() if done else self._timed(f"sweep of seed {seed}"):
+                results[seed] = sweep(
+                    loss,
+                    swept,
+                    data,
+                    experiment.sweep,
+                    out=path,
+                    mask=mask,
+                    chance=experiment.task.chance,
+                    attrs={"command": self.command},
+                    progress=self.progress and not done,
+                )
+            if not done and processes.is_first():
+                self.say(f"sweep of seed {seed} -> {path}")
         return results
+
+    def finished(self) -> Iterator[tuple[int, CheckpointBank, xr.Dataset]]:
+        """Seed, checkpoints and sweep of every seed whose sweep is complete."""
+        if self._is_trained():
+            for seed, bank in self._held_banks().items():
+                if _complete(self._sweep_path(seed)):
+                    yield seed, bank, open_sweep(self._sweep_path(seed))
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Generator[None]:
+        with timed(self.out, step) if processes.is_first() else contextlib.nullcontext():
+            yield
 
     def calibrate(
         self,
@@ -259,18 +182,13 @@ class RegressionRun:
         title = f"Calibration, in-context linear regression, seed {experiment.sweep_seeds[0]}"
         return result, write_calibration(folder, result, title=title, command=self.command)
 
-    def metrics(self, seed: int, bank: CheckpointBank) -> xr.Dataset:
-        """The metrics of one seed, measured where they are not there yet."""
-        path = self.out / "metrics" / f"seed_{seed}"
-        count = self.experiment.num_test_sequences
-        identity = fingerprint(bank.fingerprint(), as_dict(self.experiment.task), count)
-        known = load_dataset(path)
-        if known is not None and known.attrs.get("fingerprint") == identity:
-            return known
-        measured = regression_metrics(self.apply, bank, self.experiment.task, num_sequences=count)
-        measured.attrs["fingerprint"] = identity
-        save_dataset(measured, path)
-        return measured
+    def analyses(self, seed: int, bank: CheckpointBank) -> Analyses:
+        """What is measured on one seed beside the LLC, measured where it is not there yet."""
+        name = f"seed_{seed}"
+        with self._timed(f"metrics of seed {seed}"):
+            count = self.num_checkpoints(seed)
+            _, *functions = _model(dataclasses.replace(self.experiment, kernels="xla"))  # which has Hessians
+            return analyse(self.experiment, bank, (functions[0], functions[1]), self.models, name, count)
 
     def report(self) -> dict[int, tuple[Path, Stages | None, xr.Dataset]]:
         """Estimates, stages and report of each swept seed; the first one's report is the folder's."""
@@ -280,13 +198,13 @@ class RegressionRun:
         for position, (seed, bank) in enumerate(self._held_banks().items()):
             facts = open_sweep(self._sweep_path(seed))
             folder = self.out if position == 0 else self.out / f"seed_{seed}"
-            results[seed] = self._report(folder, seed, facts, self.metrics(seed, bank))
+            results[seed] = self._report(folder, seed, facts, self.analyses(seed, bank))
         return results
 
     def _report(
-        self, folder: Path, seed: int, facts: xr.Dataset, metrics: xr.Dataset
+        self, folder: Path, seed: int, facts: xr.Dataset, measured: Analyses
     ) -> tuple[Path, Stages | None, xr.Dataset]:
-        table = estimates(facts)
+        table, metrics = estimates(facts), measured.behaviour
         copied = loss_copy(table.isel(setting=0))
         notes = [] if copied is None else [copied.sentence]
         try:
@@ -297,7 +215,14 @@ class RegressionRun:
         path = folder / "report.html"
         done = facts["num_draws_done"].values.tolist()
         links = _calibration_link(self.out, folder)
-        parts = (facts.attrs["fingerprint"], done, metrics.attrs["fingerprint"], provenance(), notes, links)
+        parts = (
+            facts.attrs["fingerprint"],
+            done,
+            [one.attrs["fingerprint"] for one in measured if one is not None],
+            provenance(),
+            notes,
+            links,
+        )
         identity = fingerprint(*parts)
         stamp = folder / "report.fingerprint"
         if not (path.exists() and stamp.exists() and stamp.read_text() == identity):
@@ -307,6 +232,12 @@ class RegressionRun:
                 sweep=facts,
                 estimates=table,
                 metrics=metrics,
+                further={
+                    "structure": measured.structure,
+                    "attention": head_means(measured.attention),
+                },
+                paths=measured.paths,
+                curvature=measured.curvature,
                 stages=stages,
                 config=as_dict(self.experiment),
                 provenance={
@@ -321,19 +252,18 @@ class RegressionRun:
         return path, stages, table
 
     def _train(self, folder: Path) -> None:
-        started = time.monotonic()
         task, config = self.experiment.task, self.experiment.train
-        work = self.out / "training"
+        work = self.models / "training"
         facts = {"task": as_dict(task), "model": as_dict(self.experiment.model)}
-        banks = train(
-            self.init, self.loss, task.sample, config, work_dir=work, progress=self.progress, provenance=facts
-        )
+        with self._timed("training"):
+            banks = train(
+                self.init, self.loss, task.sample, config, work_dir=work, progress=self.progress, provenance=facts
+            )
         for bank in banks:
             save_bank(bank, folder / f"seed_{bank.config['model_seed']}")
         finish_training(work)
-        seconds = time.monotonic() - started
         losses = ", ".join(f"{bank.metrics['train_loss'][-1]:.3f}" for bank in banks)
-        self.say(f"training: {seconds:.0f} s, final training loss {losses} -> {folder}")
+        self.say(f"training: final training loss {losses} -> {folder}")
 
     def _sweep_path(self, seed: int) -> Path:
         return self.out / "sweeps" / f"seed_{seed}"
@@ -347,13 +277,21 @@ def _model(experiment: RegressionExperiment) -> tuple[InitFn, ApplyFn, LossFn]:
     return init, apply, squared_error(apply)
 
 
+def _coordinates(
+    experiment: RegressionExperiment, loss: LossFn, bank: CheckpointBank, count: int | None
+) -> tuple[LossFn, CheckpointBank, Params | None]:
+    """Loss, checkpoints and mask of a sweep: the selected checkpoints, in the coordinates asked for."""
+    some = bank.at_steps(selected_steps(bank.steps, count))
+    return relative(loss, some) if experiment.coordinates == "relative" else (loss, some, None)
+
+
 def forecast_sweep(experiment: RegressionExperiment, out: Path | str) -> Forecast:
     """What the sweep of one seed will need; where the checkpoints are not trained yet, untrained ones stand in.
 
     Raises:
         ValueError: bad input, as of the sweep itself.
     """
-    init, _, loss = _model(experiment)
+    init, _, weights_loss = _model(experiment)
     trained = Path(out) / "banks" / f"seed_{experiment.sweep_seeds[0]}"
     if experiment.bank is not None:
         bank = import_bank(experiment.bank)
@@ -363,7 +301,8 @@ def forecast_sweep(experiment: RegressionExperiment, out: Path | str) -> Forecas
         steps = experiment.train.snapshot_steps()
         bank = CheckpointBank(params=trees.stack([init(as_key(0))] * len(steps)), steps=steps)
     data = experiment.task.sample(as_key(experiment.data_seed), experiment.num_examples)
-    return forecast(loss, bank, data, experiment.sweep)
+    loss, swept, _ = _coordinates(experiment, weights_loss, bank, experiment.num_checkpoints)
+    return forecast(loss, swept, data, experiment.sweep)
 
 
 def _calibration_link(out: Path, folder: Path) -> dict[str, str]:
@@ -387,26 +326,39 @@ def _completed(held: dict[str, Any]) -> dict[str, Any]:
         return held
 
 
-def experiment_from(config: dict[str, Any]) -> RegressionExperiment:
-    """Rebuilds an experiment from the config of its folder.
+def all_parts(run: RegressionRun, only: Sequence[str] = ()) -> dict[str, RegressionRun]:
+    """The parts of an experiment in their order, each a run in a folder of its own.
+
+    Args:
+        run: the first part, which trains.
+        only: names of parts; none = all.
 
     Raises:
-        ValueError: a field that this version does not know.
+        ValueError: a name that no part has.
     """
-    parts: dict[str, Any] = {
-        "task": RegressionTask,
-        "model": TransformerConfig,
-        "train": TrainConfig,
-        "sweep": SweepConfig,
-    }
-    try:
-        fields: dict[str, Any] = {
-            name: parts[name](**value) if name in parts else value for name, value in config.items()
-        }
-        fields["sweep_seeds"] = tuple(fields["sweep_seeds"])
-        return RegressionExperiment(**fields)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"the config is of another version of llcjax ({error}); run the experiment again.") from error
+    names = (MAIN, *run.experiment.further)
+    for name in only:
+        if name not in names:
+            raise ValueError(f"part={name!r} is not in this experiment; choose from {', '.join(names)}.")
+    runs = {}
+    for name in names:
+        if only and name not in only:
+            continue
+        if name == MAIN:
+            runs[name] = run
+            continue
+        if PARTS[name].trains and run.experiment.bank is not None:
+            run.say(f"part {name} is left out: it trains models of its own, and bank takes them from elsewhere.")
+            continue
+        runs[name] = RegressionRun(
+            part_experiment(run.experiment, name),
+            run.out / "parts" / name,
+            command=run.command,
+            progress=run.progress,
+            say=run.say,
+            models=None if PARTS[name].trains else run.models,
+        )
+    return runs
 
 
 __all__ = [
@@ -414,6 +366,7 @@ __all__ = [
     "PRESETS",
     "RegressionExperiment",
     "RegressionRun",
+    "all_parts",
     "experiment_from",
     "forecast_sweep",
 ]

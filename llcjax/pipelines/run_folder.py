@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import xarray as xr
+
+from llcjax.config import fingerprint
+from llcjax.provenance import provenance
+from llcjax.store import load_dataset, save_dataset
 
 Config = dict[str, Any]
 _NAME = "config.json"
@@ -64,3 +73,54 @@ def _first_difference(held: Any, wanted: Any, name: str = "") -> str:
             if held.get(key) != wanted.get(key):
                 return _first_difference(held.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     return f"{name}: {held!r} there, {wanted!r} asked for,"
+
+
+def kept(path: Path, identity: Any, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """A small dataset from its folder, made where it is missing or was made from something else.
+
+    Args:
+        path: folder of the dataset.
+        identity: JSON values that decide what is in it.
+        make: makes it.
+    """
+    mark = fingerprint(identity)
+    known = load_dataset(path)
+    if known is not None and known.attrs.get("fingerprint") == mark:
+        return known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = make().assign_attrs(fingerprint=mark)
+    save_dataset(made, path)
+    return made
+
+
+@contextlib.contextmanager
+def timed(folder: Path, step: str, least: float = 2.0) -> Generator[None]:
+    """Adds the seconds of a step of work to `times.csv`, also where it is interrupted; short ones are left out.
+
+    Args:
+        folder: of the run.
+        step: what was done.
+        least: seconds from which it counts; a step that is finished already takes less.
+    """
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        if (seconds := time.monotonic() - started) >= least:
+            path = folder / "times.csv"
+            new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                rows = [["step", "seconds", "device"]] if new else []
+                csv.writer(file).writerows([*rows, [step, f"{seconds:.1f}", provenance()["device"]]])
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes dictionaries of equal keys as CSV, numbers with six digits; nothing where there are no rows."""
+    rows = list(rows)
+    if not rows:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)

@@ -9,9 +9,11 @@ axis that has room for step 0.
 from matplotlib.figure import Figure
 
 from llcjax.plots.calibration import plot_health_maps, plot_llc_maps, plot_sensitivity
+from llcjax.plots.curvature import plot_curvature
 from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_slope
 from llcjax.plots.health import plot_health, plot_mean_loss
 from llcjax.plots.metrics import plot_metrics
+from llcjax.plots.path import plot_path
 from llcjax.plots.regimes import plot_regimes
 from llcjax.plots.responses import (
     plot_components,
@@ -27,6 +29,7 @@ __all__ = [
     "Figure",
     "plot_components",
     "plot_components_of_variance",
+    "plot_curvature",
     "plot_curve",
     "plot_free_energy",
     "plot_health",
@@ -35,6 +38,7 @@ __all__ = [
     "plot_matrix",
     "plot_mean_loss",
     "plot_metrics",
+    "plot_path",
     "plot_positions",
     "plot_regimes",
     "plot_running_llc",

@@ -40,6 +40,9 @@ def write_report(
     command: str,
     notes: Sequence[str] = (),
     links: Mapping[str, str] | None = None,
+    further: Mapping[str, xr.Dataset] | None = None,
+    paths: xr.Dataset | None = None,
+    curvature: xr.Dataset | None = None,
     setting: int = 0,
     chance_name: str = "zero predictor",
     extra: Sequence[Extra] = (),
@@ -58,6 +61,9 @@ def write_report(
         command: the command line that makes this report again.
         notes: sentences that a reader must know, shown under the summary.
         links: further pages, as words and a path relative to ``out_dir``; shown under the summary.
+        further: more measures of each checkpoint, a figure and a table ``NAME.csv`` each.
+        paths: what ``llcjax.trajectory.path_metrics`` returns: essential dynamics.
+        curvature: what ``llcjax.curvature.curvature`` returns, shown under the LLC.
         setting: index of the hyperparameter setting that the page shows.
         extra: further figures with their captions.
         chance_name: what the predictor is called whose loss is the attribute ``chance`` of ``estimates``.
@@ -73,6 +79,9 @@ def write_report(
         sweep=sweep,
         estimates=estimates.assign_attrs(chance_name=chance_name),
         metrics=metrics,
+        further=further or {},
+        paths=paths,
+        curvature=curvature,
         stages=stages,
         setting=setting,
         config=config,
@@ -97,7 +106,9 @@ def write_report(
         ),
         style=STYLE,
     )
-    write_tables(out_dir, material.estimates, metrics, stages)
+    measured = {"paths": paths, "curvature": curvature}
+    tables = {**material.further, **{name: measures for name, measures in measured.items() if measures is not None}}
+    write_tables(out_dir, material.estimates, metrics, stages, tables)
     path = Path(out_dir) / "report.html"
     path.write_text(page, encoding="utf-8")
     return path

@@ -55,6 +55,9 @@ class Material:
     sweep: xr.Dataset | None
     estimates: xr.Dataset
     metrics: xr.Dataset | None
+    further: Mapping[str, xr.Dataset]
+    paths: xr.Dataset | None
+    curvature: xr.Dataset | None
     stages: Stages | None
     setting: int
     config: Mapping[str, Any]
@@ -159,6 +162,54 @@ def _metric_section(material: Material) -> str:
         "Behavioural and structural metrics against the training step, one panel each",
         "Measures of the same checkpoints under the same bands. A stage of the LLC that is real should "
         "coincide with a change in some of them.",
+    )
+
+
+def _further_section(material: Material) -> str:
+    return "".join(
+        material.save(
+            name,
+            plots.plot_metrics(measures, material.stages),
+            f"Measures of {name} against the training step, one panel each",
+            f"Measures of {name} at the same checkpoints under the same bands.",
+        )
+        for name, measures in material.further.items()
+    )
+
+
+def _path_section(material: Material) -> str:
+    if material.paths is None:
+        return ""
+    shown = material.paths.drop_vars(
+        [name for name in material.paths if "evolute" in str(name) or "vertex" in str(name)]
+    )
+    body = material.save(
+        "paths",
+        plots.plot_metrics(shown, material.stages),
+        "Principal components of outputs and hidden activations, and CKA, against the training step",
+        "Principal components over checkpoints of the outputs and of the last residual stream on fixed inputs, and "
+        "linear CKA between successive checkpoints at each place of the residual stream.",
+    )
+    if material.paths.sizes["component"] < 2:
+        return body
+    return body + material.save(
+        "essential_dynamics",
+        plots.plot_path(material.paths, material.stages),
+        "The path of the outputs in the plane of their first two principal components",
+        "Essential dynamics: grey dots are checkpoints, the blue line is their smoothed path, circles are osculating "
+        "circles where the curvature is largest or least nearby (cusps of the evolute), with their training steps.",
+    )
+
+
+def _curvature_section(material: Material) -> str:
+    if material.curvature is None:
+        return ""
+    return material.save(
+        "curvature",
+        plots.plot_curvature(material.estimates, material.curvature, material.stages, setting=material.setting),
+        "LLC, trace of the Hessian and its top eigenvalues against the training step",
+        "The LLC above the trace of the Hessian and its top eigenvalues at the same checkpoints, with 95% intervals. "
+        "Curvature sees directions in which the loss bends; the LLC also flatter ones.",
     )
 
 
@@ -322,6 +373,9 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("stages", "Stages", _stage_section),
     ("positions", "LLC by position", _position_section),
     ("metrics", "Metrics", _metric_section),
+    ("further", "Structure", _further_section),
+    ("paths", "Essential dynamics", _path_section),
+    ("curvature", "Curvature", _curvature_section),
     ("health", "Can I trust it?", _health_section),
     ("traces", "Traces and running LLC", _trace_section),
     ("settings", "Settings compared", _settings_section),

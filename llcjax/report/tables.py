@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ def write_tables(
     estimates: xr.Dataset,
     metrics: xr.Dataset | None = None,
     stages: Stages | None = None,
+    further: Mapping[str, xr.Dataset] | None = None,
 ) -> list[Path]:
-    """Write ``llc.csv`` and, where there are any, ``stages.csv`` and ``metrics.csv``; return their paths."""
+    """Write ``llc.csv`` and, where there are any, ``stages.csv``, ``metrics.csv`` and ``NAME.csv`` of ``further``."""
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"llc.csv": _llc_rows(estimates)}
@@ -28,6 +30,7 @@ def write_tables(
         tables["stages.csv"] = _stage_rows(stages)
     if metrics is not None:
         tables["metrics.csv"] = _metric_rows(metrics)
+    tables |= {f"{name}.csv": _metric_rows(measures) for name, measures in (further or {}).items()}
     for name, rows in tables.items():
         with (folder / name).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)

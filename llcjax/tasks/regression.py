@@ -140,6 +140,25 @@ def ridge_predictions(
     return jnp.sum(weights * x, -1)
 
 
+def first_example_predictions(sequences: Sequences, task: RegressionTask) -> Float[Array, "batch position"]:
+    """Guesses of a ridge regression that uses the first pair alone; 0 for the first guess itself."""
+    first_x, first_y = sequences.x[:, 0], sequences.y[:, 0]
+    precision = jnp.sum(jnp.square(first_x), -1) + max(task.noise_variance, 1e-6)
+    guesses = jnp.einsum("bkd,bd->bk", sequences.x, first_x) * (first_y / precision)[:, None]
+    return guesses.at[:, 0].set(0.0)
+
+
+def discrete_predictions(sequences: Sequences, task: RegressionTask) -> Float[Array, "batch position"]:
+    """Bayes-optimal guesses for a fixed set of M tasks: the mean task under the posterior of the pairs before each x_k.
+
+    Raises:
+        ValueError: M is infinite.
+    """
+    clean = jnp.einsum("bkd,md->bkm", sequences.x, task.task_set())
+    misfit = jnp.square(sequences.y[..., None] - clean) / (2 * max(task.noise_variance, 1e-6))
+    return jnp.sum(jax.nn.softmax(-_sum_before(misfit)) * clean, -1)
+
+
 def _sum_before(values: Float[Array, "batch position ..."]) -> Float[Array, "batch position ..."]:
     """Sum over the positions before each position."""
     return jnp.cumsum(values, 1) - values

@@ -1,0 +1,121 @@
+"""What is measured on the checkpoints of one trained model beside the LLC; each measure is kept in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Int
+
+from llcjax.checkpoints import CheckpointBank
+from llcjax.config import as_dict
+from llcjax.curvature import curvature
+from llcjax.keys import as_key
+from llcjax.metrics.attention import attention_metrics
+from llcjax.metrics.regression import regression_metrics
+from llcjax.metrics.structure import structure_metrics
+from llcjax.models.icl_transformer import icl_internals
+from llcjax.pipelines.regression_config import MARKED_STEPS, RegressionExperiment
+from llcjax.pipelines.run_folder import kept
+from llcjax.tasks.regression import tokens
+from llcjax.trajectory import path_metrics
+from llcjax.types import ApplyFn, LossFn
+
+_SEED = 3_000_003
+"""Of the fixed sequences of attention and paths; away from the seeds of training and metrics."""
+
+
+class Analyses(NamedTuple):
+    """Measures of one model over its checkpoints."""
+
+    behaviour: xr.Dataset
+    structure: xr.Dataset
+    attention: xr.Dataset
+    paths: xr.Dataset
+    curvature: xr.Dataset | None
+    """At the swept checkpoints; None where it is left out."""
+
+
+def selected_steps(steps: Int[np.ndarray, " checkpoint"], count: int | None) -> Int[np.ndarray, " selected"]:
+    """`count` of the steps: the ends, those nearest to MARKED_STEPS, then always the one furthest from all chosen.
+
+    Distance is counted in checkpoints, which lie evenly in a mixture of steps and their logarithm.
+
+    Example:
+        >>> selected_steps(np.arange(0, 600_000, 10_000), 9)[:4].tolist()
+        [0, 10000, 40000, 50000]
+    """
+    if count is None or count >= steps.size:
+        return steps
+    chosen = {0, steps.size - 1, *(int(np.abs(steps - mark).argmin()) for mark in MARKED_STEPS)}
+    places = np.arange(steps.size)
+    while len(chosen) < count:
+        chosen.add(int(np.abs(places[:, None] - sorted(chosen)).min(1).argmax()))
+    return steps[sorted(chosen)]
+
+
+def analyse(
+    experiment: RegressionExperiment,
+    bank: CheckpointBank,
+    functions: tuple[ApplyFn, LossFn],
+    folder: Path,
+    name: str,
+    num_checkpoints: int | None = None,
+) -> Analyses:
+    """Measures a bank, or reads what was measured before.
+
+    Args:
+        experiment: the configuration.
+        bank: all checkpoints of one model.
+        functions: the model and its loss.
+        folder: of the run; measures are kept in `folder/MEASURE/name`.
+        name: of the model.
+        num_checkpoints: of the curvature, as many as are swept; None for all.
+    """
+    (apply, loss), config, task = functions, experiment.analysis, experiment.task
+    inspect = icl_internals(experiment.model, task.num_tokens, task.token_width)
+    inputs = tokens(task.sample(as_key(_SEED), config.num_sequences))
+    identity = (bank.fingerprint(), as_dict(task), as_dict(experiment.model))
+
+    def measures(kind: str, make, *facts: object) -> xr.Dataset:  # noqa: ANN001
+        return kept(folder / kind / name, (*identity, *facts), make)
+
+    count, sizes = experiment.num_test_sequences, (config.num_sequences, config.num_hidden_sequences)
+    some = bank.at_steps(selected_steps(bank.steps, num_checkpoints))
+    return Analyses(
+        behaviour=measures("metrics", lambda: regression_metrics(apply, bank, task, num_sequences=count), count),
+        structure=measures("structure", lambda: structure_metrics(bank)),
+        # The token of the last y is never used.
+        attention=measures(
+            "attention",
+            lambda: attention_metrics(lambda params: inspect(params, inputs).attention[..., :-1, :-1], bank),
+            sizes[0],
+        ),
+        paths=measures(
+            "paths",
+            lambda: path_metrics(
+                apply, lambda params, x: inspect(params, x).stream, bank, inputs, num_hidden_inputs=sizes[1]
+            ),
+            *sizes,
+        ),
+        curvature=None
+        if config.num_probes == 0
+        else measures(
+            # Parts that share models may look at more or fewer of their checkpoints.
+            f"curvature_{len(some)}",
+            lambda: curvature(
+                loss,
+                some,
+                task.sample,
+                num_probes=config.num_probes,
+                batch_size=config.probe_batch_size,
+                num_batches=config.num_lanczos_batches,
+                eigenvalue_batch_size=config.lanczos_batch_size,
+                num_steps=config.num_lanczos_steps,
+            ),
+            some.steps.tolist(),
+            as_dict(config),
+        ),
+    )
