@@ -139,8 +139,8 @@ def random_teacher(size_class: str, seed: int, *, longer: int = 1, aligned: bool
 
     With a friction of 1% a step the chains are nearly Hamiltonian: stiff directions warm up within a few hundred steps,
     and free ones diffuse 2 / friction = 200 times as fast as under SGLD of the same step size. Networks of a million
-    parameters take 3%: `benchmarks/README.md` says what 0.5% and 3% do there. Steps of a tenth of 1 / (largest curvature)
-    inflate the stiffest variance by 2.5%.
+    parameters take 3%: `benchmarks/README.md` says what 0.5% and 3% do there. Steps of a tenth of
+    1 / (largest curvature) inflate the stiffest variance by 2.5%.
 
     Args:
         size_class: a key of `llcjax.reference.SIZE_CLASSES`.
