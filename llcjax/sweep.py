@@ -75,7 +75,7 @@ def sweep(
 
     Raises:
         ValueError: bad input, before anything is computed.
-        Interrupted: Ctrl-C; what was drawn is in the store and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; what was drawn is in the store and the same call goes on.
     """
     job = make_job(loss_fn, bank, data, config or SweepConfig(), key=key, mask=mask, observe=observe, devices=devices)
     if out is None:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from llcjax import keys, trees
 from llcjax.checkpoints import CheckpointBank, remove_tree, restore_tree, save_tree
 from llcjax.config import as_dict, fingerprint
-from llcjax.interrupt import Interrupted, StopRequest
+from llcjax.interrupt import StopRequest
 from llcjax.posterior import evaluate
 from llcjax.progress import TrainProgress
 from llcjax.samplers.transforms import stateless
@@ -161,7 +161,7 @@ def train(
 
     Raises:
         ValueError: `work_dir` holds a run of another config.
-        Interrupted: Ctrl-C; the state up to the last snapshot is saved where `work_dir` is given.
+        Interrupted: Ctrl-C or SIGTERM; the state up to the last snapshot is saved where `work_dir` is given.
     """
     steps = config.snapshot_steps()
     optimizer = make_optimizer(config)
@@ -184,7 +184,7 @@ def train(
                 segments.append(saver.save(index + 1, _segment(pending), state))
                 pending = []
             if stop.requested and index + 1 < len(steps):
-                raise Interrupted(f"training stopped at step {before} of {steps[-1]}")
+                raise stop.stopped(f"training stopped at step {before} of {steps[-1]}")
     if pending:
         segments.append(_segment(pending))
     return _banks(steps, segments, config, provenance)
