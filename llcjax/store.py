@@ -168,13 +168,17 @@ class SweepStore:
         if self.resume_file is None:
             return
         draft = self.resume_file.with_suffix(".tmp")
-        with draft.open("wb") as file:
-            named: dict[str, Any] = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
-            owner = str(self.group.attrs["fingerprint"])
-            np.savez(file, owner=owner, groups=groups, draws_done=draws_done, **named)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.resume_file)
+        try:
+            with draft.open("wb") as file:
+                named: dict[str, Any] = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+                owner = str(self.group.attrs["fingerprint"])
+                np.savez(file, owner=owner, groups=groups, draws_done=draws_done, **named)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.resume_file)
+        except OSError:
+            draft.unlink(missing_ok=True)  # it would take the room that is missing
+            raise
 
     def load_state(self) -> SavedState | None:
         """The state of the launch in flight, or None if there is none that can be read."""
@@ -208,6 +212,14 @@ def _draft(path: Path) -> Path:
 def is_sweep(path: Path | str) -> bool:
     """Whether a folder looks like a store of a sweep."""
     return (Path(path) / "zarr.json").is_file()
+
+
+def is_complete(path: Path | str) -> bool:
+    """Whether a folder holds a sweep of which nothing is missing."""
+    if not is_sweep(path):
+        return False
+    facts = open_sweep(path)
+    return bool((facts["num_draws_done"].values >= facts.sizes["draw"]).all())
 
 
 def open_sweep(path: Path | str) -> xr.Dataset:

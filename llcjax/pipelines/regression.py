@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import xarray as xr
 
 from llcjax import processes, trees
@@ -27,12 +26,13 @@ from llcjax.metrics.regression import regression_metrics
 from llcjax.models.icl_transformer import TransformerConfig, icl_transformer
 from llcjax.models.kernels import Kernels
 from llcjax.models.sizes import Activations
+from llcjax.output_folder import only_run, writing_to
 from llcjax.pipelines.run_folder import check_all_but, claim
 from llcjax.provenance import provenance
 from llcjax.report import write_report
 from llcjax.report.calibration import write_calibration
 from llcjax.stages import Stages, llc_stages
-from llcjax.store import is_sweep, load_dataset, open_sweep, save_dataset
+from llcjax.store import is_complete, load_dataset, open_sweep, save_dataset
 from llcjax.sweep import check_data, check_finite, sweep
 from llcjax.tasks.regression import RegressionTask, squared_error
 from llcjax.train import TrainConfig, finish_training, train
@@ -189,7 +189,9 @@ class RegressionRun:
 
         def train_missing() -> None:
             if not self._is_trained():
-                self._train(self.out / "banks")
+                folder = self.out / "banks"
+                with only_run(folder), writing_to(folder):
+                    self._train(folder)
 
         processes.first_alone(train_missing)
         return self._held_banks()
@@ -221,7 +223,7 @@ class RegressionRun:
                 out=path,
                 chance=experiment.task.chance,
                 attrs={"command": self.command},
-                progress=self.progress and not _complete(path),
+                progress=self.progress and not is_complete(path),
             )
             if (seconds := time.monotonic() - started) > 5 and processes.is_first():
                 self.say(f"sweep of seed {seed}: {seconds:.0f} s -> {path}")
@@ -370,13 +372,6 @@ def _calibration_link(out: Path, folder: Path) -> dict[str, str]:
     """The page of the calibration in the folder of the run, seen from the folder of a report."""
     page = out / "calibration" / "calibration.html"
     return {"how the setting was chosen": os.path.relpath(page, folder)} if page.exists() else {}
-
-
-def _complete(path: Path) -> bool:
-    if not is_sweep(path):
-        return False
-    facts = open_sweep(path)
-    return bool(np.all(facts["num_draws_done"].values >= facts.sizes["draw"]))
 
 
 def _completed(held: dict[str, Any]) -> dict[str, Any]:
