@@ -188,3 +188,12 @@ def test_a_read_only_folder_gets_a_sentence(tmp_path):
         raise OSError(30, "Read-only file system")
     with pytest.raises(OSError, match="other"), writing_to(tmp_path / "x"):
         raise OSError(5, "other")
+
+
+def test_a_full_disk_in_the_middle_of_a_checkpoint_gets_a_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", full)
+    with pytest.raises(OSError, match="t cannot be written .No space left on device.; make room"):
+        train(start, linear, sample, TRAIN, work_dir=tmp_path / "t", progress=False)
