@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -170,12 +171,22 @@ def load_bank(path: Path | str) -> CheckpointBank:
 
 
 def save_tree(tree: Any, path: Path) -> None:
-    """Saves one pytree of arrays as an orbax checkpoint, replacing what is there."""
-    with ocp.Checkpointer(
-        ocp.StandardCheckpointHandler(multiprocessing_options=_alone()), multiprocessing_options=_alone()
-    ) as checkpointer:
-        # As numpy arrays: those of jax that live in one of several processes are refused.
-        checkpointer.save(Path(path).absolute(), args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)), force=True)
+    """Saves one pytree of arrays as an orbax checkpoint, replacing what is there.
+
+    Raises:
+        OSError: the disk is full, or the folder read-only.
+    """
+    # As numpy arrays: those of jax that live in one of several processes are refused.
+    arrays = ocp.args.StandardSave(jax.tree.map(np.asarray, tree))
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=_alone())
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
+        try:
+            checkpointer.save(Path(path).absolute(), args=arrays, force=True)
+        except ValueError as error:  # orbax's own writer has no OSError, but keeps the code in its message
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

@@ -9,6 +9,9 @@ then measure the mean that is reported. Both means have the same limit.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import scipy.stats
 import xarray as xr
@@ -17,6 +20,8 @@ from jaxtyping import Float
 from llcjax import diagnostics, verdicts
 
 CONFIDENCE = 0.95
+BLOCK = 2**21
+"""Numbers of one variable that are looked at in one go (16 MiB as float64)."""
 
 
 def excess_loss(sweep: xr.Dataset, suffix: str = "") -> xr.DataArray:
@@ -76,8 +81,45 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
         ValueError: the burn-in leaves no draws.
     """
     kept = kept_draws(sweep, num_burnin_steps, thin)
+    result = _measured_in_blocks(sweep, kept)
+    result.attrs = {name: sweep.attrs[name] for name in ("chance", "num_examples") if name in sweep.attrs}
+    result.attrs.update(num_burnin_steps=int(sweep["draw"].values[kept[0]]), num_draws=len(kept))
+    if "prior_loss" in sweep:
+        result["prior_loss"] = sweep["prior_loss"]
+    group = ("checkpoint", "setting")
+    names, sentences = verdicts.judge(sweep, result)
+    result["verdict"], result["sentence"] = (group, names), (group, sentences)
+    return result
+
+
+def checkpoint_blocks(sweep: xr.Dataset) -> list[xr.Dataset]:
+    """The sweep in pieces of neighbouring checkpoints, each small enough to hold in memory as float64."""
+    count = sweep.sizes["checkpoint"]
+    recorded = sweep["loss_position"] if "loss_position" in sweep else sweep["loss"]
+    size = max(BLOCK * count // max(recorded.size, 1), 1)
+    return [sweep.isel(checkpoint=slice(start, start + size)) for start in range(0, count, size)]
+
+
+def _measured_in_blocks(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
+    """What is measured of each group, a block of checkpoints at a time, so that memory does not grow with their number.
+
+    Threads read and rank at once: numpy lets them.
+    """
+    blocks = checkpoint_blocks(sweep)
+    if len(blocks) == 1:
+        return _measured(sweep, kept)
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        measured = list(workers.map(lambda block: _measured(block, kept), blocks))
+    return xr.concat(measured, "checkpoint", data_vars="minimal", coords="minimal", compat="override", join="override")
+
+
+def _measured(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
+    """LLC, errors and health of some checkpoints."""
     n_beta = sweep["n_beta"].values[None, :, None, None]
     dims = ("checkpoint", "setting", "chain", "draw")
+    # Read once: a store is lazy, and every use would read it again.
+    recorded = [name for name in sweep.data_vars if sweep[name].dims == dims]
+    sweep = sweep.assign({name: sweep[name].compute() for name in recorded})
     loss = sweep["loss"].isel(draw=kept).transpose(*dims).values.astype(np.float64)
     excess = excess_loss(sweep.isel(draw=kept)).transpose(*dims).values.astype(np.float64)
     trace = n_beta * excess
@@ -91,6 +133,8 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
     }
     spread, error = _errors(per_chain, usable, health["llc_mcse"], _baseline_error(sweep, n_beta[..., 0, 0]))
     llc = _mean(per_chain, usable)
+    with np.errstate(all="ignore"):
+        health["autocorrelation_time"] = usable.sum(-1) * len(kept) / health["ess_bulk"]
     group = ("checkpoint", "setting")
     result = xr.Dataset(
         {
@@ -105,15 +149,7 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
             "init_loss": (group, _mean((loss - excess).mean(-1), usable)),
         },
         coords={name: sweep[name] for name in sweep.coords if name != "draw" and name != "position"},
-        attrs={name: sweep.attrs[name] for name in ("chance", "num_examples") if name in sweep.attrs},
     )
-    result.attrs.update(num_burnin_steps=int(sweep["draw"].values[kept[0]]), num_draws=len(kept))
-    with np.errstate(all="ignore"):
-        result["autocorrelation_time"] = usable.sum(-1) * len(kept) / result["ess_bulk"]
-    if "prior_loss" in sweep:
-        result["prior_loss"] = sweep["prior_loss"]
-    names, sentences = verdicts.judge(sweep, result)
-    result["verdict"], result["sentence"] = (group, names), (group, sentences)
     return result.merge(_per_position(sweep, kept, usable)) if "loss_position" in sweep else result
 
 

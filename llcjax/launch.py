@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llcjax import processes
-from llcjax.interrupt import Interrupted, StopRequest
+from llcjax.interrupt import StopRequest
 from llcjax.job import Job, launch_args
 from llcjax.plan import Plan, make_plan, most_runs
 from llcjax.program import RUN
@@ -150,7 +150,7 @@ class Launch:
         if self.draws_done >= self.total:
             self.store.drop_state()
         if stop.requested and not writer.complete:
-            raise Interrupted(f"the sweep stopped at {writer.draws_done / (len(writer.part) * self.total):.0%}")
+            raise stop.stopped(f"the sweep stopped at {writer.draws_done / (len(writer.part) * self.total):.0%}")
 
     def _next_chunk(self) -> Chunk:
         """Starts the next chunk; its arrays arrive while the host does other things."""

@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from llcjax.boundaries import Boundary
-from llcjax.estimators import excess_loss, kept_draws
+from llcjax.estimators import checkpoint_blocks, excess_loss, kept_draws
 from llcjax.stages import llc_stages
 
 HYPERPARAMETERS = ("n_beta", "localization", "step_size")
@@ -142,18 +142,18 @@ def stage_sensitivity(
 
 def _variants(facts: xr.Dataset, table: xr.Dataset, setting: int) -> list[tuple[str, xr.Dataset]]:
     kept = kept_draws(facts, table.attrs.get("num_burnin_steps"))
-    part = facts.isel(setting=[setting], draw=kept)
-    excess = excess_loss(part).transpose("checkpoint", "setting", "chain", "draw").values
-    trace = float(table["n_beta"].values[setting]) * excess.astype(np.float64)
+    half = len(kept) // 2
+    halves = [kept[:half], kept[half:]] if len(kept) >= 8 else []
+    means = _means(facts.isel(setting=[setting]), float(table["n_beta"].values[setting]), [kept, *halves])
     one = table.isel(setting=[setting])
-    chains, draws = trace.shape[2:]
+    chains = means[0].shape[-1]
     variants = []
     if chains >= 4:
-        variants += [("first half of the chains", _thinned(one, trace[:, :, : chains // 2]))]
-        variants += [("second half of the chains", _thinned(one, trace[:, :, chains // 2 :]))]
-    if draws >= 8:
-        variants += [("first half of the draws", _thinned(one, trace[..., : draws // 2]))]
-        variants += [("second half of the draws", _thinned(one, trace[..., draws // 2 :]))]
+        variants += [("first half of the chains", _thinned(one, means[0][..., : chains // 2]))]
+        variants += [("second half of the chains", _thinned(one, means[0][..., chains // 2 :]))]
+    if halves:
+        variants += [("first half of the draws", _thinned(one, means[1]))]
+        variants += [("second half of the draws", _thinned(one, means[2]))]
     for name in HYPERPARAMETERS:
         for other in neighbors(table, setting, name):
             label = f"{name} {float(table[name].values[other]):.4g} for {float(table[name].values[setting]):.4g}"
@@ -161,9 +161,18 @@ def _variants(facts: xr.Dataset, table: xr.Dataset, setting: int) -> list[tuple[
     return variants
 
 
-def _thinned(one: xr.Dataset, trace: Float[np.ndarray, "checkpoint setting chain draw"]) -> xr.Dataset:
-    """The estimates that `llc_stages` reads, from a part of the trace; verdicts stay those of the whole."""
-    per_chain = trace.mean(-1)
+def _means(part: xr.Dataset, n_beta: float, choices: list[np.ndarray]) -> list[Float[np.ndarray, "checkpoint 1 chain"]]:
+    """The LLC of each chain from each choice of draws; a block of checkpoints is in memory at a time."""
+    means = []
+    for block in checkpoint_blocks(part):
+        excess = excess_loss(block).transpose("checkpoint", "setting", "chain", "draw").values
+        trace = n_beta * excess.astype(np.float64)
+        means.append([trace[..., choice].mean(-1) for choice in choices])
+    return [np.concatenate(column) for column in zip(*means, strict=True)]
+
+
+def _thinned(one: xr.Dataset, per_chain: Float[np.ndarray, "checkpoint setting chain"]) -> xr.Dataset:
+    """The estimates that `llc_stages` reads, from LLCs of chains; verdicts stay those of the whole."""
     count = per_chain.shape[-1]
     error = per_chain.std(-1, ddof=1) / np.sqrt(count) if count > 1 else np.full(per_chain.shape[:2], np.nan)
     group = ("checkpoint", "setting")

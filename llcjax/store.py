@@ -20,6 +20,7 @@ from zarr.storage import MemoryStore
 FORMAT = 1
 """Version of the layout."""
 
+_CHUNKS_AT_ONCE = 64
 _NAN = float("nan")
 LONG_NAMES = {
     "loss": "L(w_t) on the batch of the step",
@@ -171,13 +172,17 @@ class SweepStore:
         if self.resume_file is None:
             return
         draft = self.resume_file.with_suffix(".tmp")
-        with draft.open("wb") as file:
-            named: dict[str, Any] = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
-            owner = str(self.group.attrs["fingerprint"])
-            np.savez(file, owner=owner, groups=groups, draws_done=draws_done, **named)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.resume_file)
+        try:
+            with draft.open("wb") as file:
+                named: dict[str, Any] = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)}
+                owner = str(self.group.attrs["fingerprint"])
+                np.savez(file, owner=owner, groups=groups, draws_done=draws_done, **named)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.resume_file)
+        except OSError:
+            draft.unlink(missing_ok=True)  # it would take the room that is missing
+            raise
 
     def load_state(self) -> SavedState | None:
         """The state of the launch in flight, or None if there is none that can be read."""
@@ -211,6 +216,14 @@ def _draft(path: Path) -> Path:
 def is_sweep(path: Path | str) -> bool:
     """Whether a folder looks like a store of a sweep."""
     return (Path(path) / "zarr.json").is_file()
+
+
+def is_complete(path: Path | str) -> bool:
+    """Whether a folder holds a sweep of which nothing is missing."""
+    if not is_sweep(path):
+        return False
+    facts = open_sweep(path)
+    return bool((facts["num_draws_done"].values >= facts.sizes["draw"]).all())
 
 
 def open_sweep(path: Path | str) -> xr.Dataset:
@@ -251,7 +264,9 @@ def _dims(array: zarr.Array[Any]) -> tuple[str | None, ...]:
 
 
 def _dataset(group: zarr.Group) -> xr.Dataset:
-    dataset = xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+    # Decoding one chunk at a time takes twice as long: a visit to a thread costs more than a small chunk.
+    with zarr.config.set({"codec_pipeline.batch_size": _CHUNKS_AT_ONCE}):
+        dataset = xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
     if "component" in dataset.coords:  # numbers in the store, as zarr 3 has no stable format for text
         names = np.asarray(dataset.attrs["components"])
         dataset = dataset.assign_coords(component=("setting", names[dataset["component"].values]))

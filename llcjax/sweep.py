@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -22,12 +23,13 @@ from llcjax.data import DataSource, check_batch_size, data_source, example_batch
 from llcjax.job import Job, launch_inputs
 from llcjax.launch import run_job
 from llcjax.observables import check_probes, feature_table, measure
+from llcjax.output_folder import only_run, writing_to
 from llcjax.posterior import batch_size_of, check_loss_shape
 from llcjax.program import Recorded
 from llcjax.progress import SweepStats
 from llcjax.provenance import provenance
 from llcjax.samplers import FULL_BATCH
-from llcjax.store import SweepStore, is_sweep, open_sweep
+from llcjax.store import SweepStore, is_complete, is_sweep, open_sweep
 from llcjax.types import LossFn, Observe, Params, PRNGKey
 from llcjax.writer import MOMENT, named_arrays
 
@@ -84,7 +86,9 @@ def sweep(
 
     Raises:
         ValueError: bad input, before anything is computed.
-        Interrupted: Ctrl-C; what was drawn is in the store and the same call goes on.
+        RuntimeError: another run holds `out`; the sentence names its process and host.
+        OSError: the disk is full or `out` is read-only; what was drawn is kept and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; what was drawn is in the store and the same call goes on.
     """
     job = make_job(
         loss_fn,
@@ -105,10 +109,13 @@ def sweep(
         run_job(job, store, on_chunk, save_every_seconds, progress)
         return store.open()
     path = Path(out)
-    processes.first_alone(lambda: _prepared(job, path, chance, attrs))
-    store = SweepStore.reopen(path)
-    processes.together(lambda: run_job(job, store, on_chunk, save_every_seconds, progress))
-    processes.first_alone(store.drop_states)
+    with contextlib.ExitStack() as held, writing_to(path):
+        # A finished sweep is only read, by as many as like, also where nothing can be written.
+        processes.first_alone(lambda: None if is_complete(path) else held.enter_context(only_run(path)))
+        processes.first_alone(lambda: _prepared(job, path, chance, attrs))
+        store = SweepStore.reopen(path)
+        processes.together(lambda: run_job(job, store, on_chunk, save_every_seconds, progress))
+        processes.first_alone(store.drop_states)
     return open_sweep(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -19,7 +20,8 @@ from jaxtyping import Array, Float, Int
 from llcjax import keys, trees
 from llcjax.checkpoints import CheckpointBank, remove_tree, restore_tree, save_tree
 from llcjax.config import as_dict, fingerprint
-from llcjax.interrupt import Interrupted, StopRequest
+from llcjax.interrupt import StopRequest
+from llcjax.output_folder import only_run, writing_to
 from llcjax.posterior import evaluate
 from llcjax.progress import TrainProgress
 from llcjax.samplers.transforms import stateless
@@ -161,13 +163,31 @@ def train(
 
     Raises:
         ValueError: `work_dir` holds a run of another config.
-        Interrupted: Ctrl-C; the state up to the last snapshot is saved where `work_dir` is given.
+        RuntimeError: another run holds `work_dir`; the sentence names its process and host.
+        OSError: the disk is full or `work_dir` is read-only; what was saved is kept and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; the state up to the last snapshot is saved where `work_dir` is given.
     """
+    folder = None if work_dir is None else Path(work_dir).absolute()
+    with contextlib.nullcontext() if folder is None else only_run(folder):
+        return _train(init, loss_fn, sample, config, folder, save_every_seconds, progress, provenance)
+
+
+def _train(
+    init: InitFn,
+    loss_fn: LossFn,
+    sample: Callable[[PRNGKey, int], Batch],
+    config: TrainConfig,
+    folder: Path | None,
+    save_every_seconds: float,
+    progress: bool,
+    provenance: dict[str, Any] | None,
+) -> list[CheckpointBank]:
+    """`train`, once nobody else can write to its folder."""
     steps = config.snapshot_steps()
     optimizer = make_optimizer(config)
     seeds = np.arange(config.seed, config.seed + config.num_seeds)
     advance = _make_advance(loss_fn, sample, optimizer, config.batch_size)
-    saver = _Saver(work_dir, fingerprint(as_dict(config), provenance), save_every_seconds)
+    saver = _Saver(folder, fingerprint(as_dict(config), provenance), save_every_seconds)
     position, segments, leaves = saver.restore()
     state = jax.jit(jax.vmap(lambda seed: _start(init, optimizer, seed)))(seeds)
     if leaves is not None:
@@ -184,7 +204,7 @@ def train(
                 segments.append(saver.save(index + 1, _segment(pending), state))
                 pending = []
             if stop.requested and index + 1 < len(steps):
-                raise Interrupted(f"training stopped at step {before} of {steps[-1]}")
+                raise stop.stopped(f"training stopped at step {before} of {steps[-1]}")
     if pending:
         segments.append(_segment(pending))
     return _banks(steps, segments, config, provenance)
@@ -247,8 +267,8 @@ def _banks(
 class _Saver:
     """Saves segments of snapshots with the training state, so that a killed run can go on."""
 
-    def __init__(self, work_dir: Path | str | None, identity: str, every_seconds: float) -> None:
-        self.folder = None if work_dir is None else Path(work_dir).absolute()
+    def __init__(self, folder: Path | None, identity: str, every_seconds: float) -> None:
+        self.folder = folder
         self.identity = identity
         self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
@@ -262,14 +282,15 @@ class _Saver:
         """Saves a segment; the journal entry comes last, so a half-written save is never trusted."""
         assert self.folder is not None
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tree = {"params": segment.params, "train_loss": segment.train_loss, "state": leaves}
-        save_tree(tree, self.folder / f"segment_{position}")
-        journal = self._journal()
-        entries = [*(journal["positions"] if journal else []), position]
-        draft = self.folder / "journal.tmp"
-        draft.write_text(json.dumps({"identity": self.identity, "positions": entries}))
-        draft.replace(self.folder / "journal.json")
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tree = {"params": segment.params, "train_loss": segment.train_loss, "state": leaves}
+            save_tree(tree, self.folder / f"segment_{position}")
+            journal = self._journal()
+            entries = [*(journal["positions"] if journal else []), position]
+            draft = self.folder / "journal.tmp"
+            draft.write_text(json.dumps({"identity": self.identity, "positions": entries}))
+            draft.replace(self.folder / "journal.json")
         self.saved_at = time.monotonic()
         return segment
 

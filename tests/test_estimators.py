@@ -2,10 +2,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from arviz_stats.base import array_stats
 
 import llcjax
-from llcjax import estimators
-from llcjax.checkpoints import bank_of
+from llcjax import diagnostics, estimators
+from llcjax.checkpoints import CheckpointBank, bank_of
 from llcjax.config import SweepConfig
 from llcjax.verdicts import VERDICTS
 
@@ -219,3 +220,57 @@ def test_wbic_only_where_it_means_something(one_device):
 def test_excess_loss_says_what_is_missing():
     with pytest.raises(ValueError, match="per_position=True"):
         estimators.excess_loss(made_sweep(noise()), "_position")
+
+
+def _directly(trace, usable, **options):
+    """A measure of arviz-stats on each group by itself."""
+    measure, result = options.pop("measure"), np.full(trace.shape[:2], np.nan)
+    for group in np.ndindex(result.shape):
+        chains = trace[group][usable[group]]
+        if len(chains) and np.ptp(chains) > 0:
+            result[group] = measure(chains, chain_axis=0, draw_axis=1, **options)
+    return result
+
+
+@pytest.mark.parametrize("draws", [4, 7, 8, 9, 300])
+@pytest.mark.parametrize("chains", [1, 2, 5])
+def test_convergence_is_that_of_arviz_stats(draws, chains):
+    rng = np.random.default_rng(draws * chains)
+    trace = rng.normal(size=(6, 2, chains, draws)).cumsum(-1)
+    trace[1] = np.round(trace[1])  # ties
+    trace[2, 0] = 1.0
+    usable = rng.random(trace.shape[:3]) < 0.8
+    usable[3, 0] = False
+    trace[~usable] = np.nan
+    found = diagnostics.convergence(trace, usable)
+    wanted = {
+        "rhat": {"measure": array_stats.rhat},
+        "ess_bulk": {"measure": array_stats.ess, "method": "bulk"},
+        "ess_tail": {"measure": array_stats.ess, "method": "tail", "prob": (0.05, 0.95)},
+        "llc_mcse": {"measure": array_stats.mcse},
+    }
+    for name, options in wanted.items():
+        np.testing.assert_array_equal(found[name], _directly(trace, usable, **options), err_msg=name)
+
+
+@pytest.mark.parametrize("per_position", [False, True])
+def test_blocks_of_checkpoints_change_nothing(monkeypatch, per_position):
+    config = SweepConfig(
+        n_beta=(20.0, 40.0),
+        localization=1.0,
+        step_size=1e-3,
+        num_chains=3,
+        num_draws=40,
+        batch_size=4,
+        per_position=per_position,
+    )
+    params = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    bank = CheckpointBank(params=params, steps=np.arange(7))
+    data = np.ones((8, 4, 3), np.float32)
+    sweep = llcjax.sweep(lambda w, batch: (batch @ w) ** 2, bank, data, config, chance=5.0)
+    whole = llcjax.estimates(sweep)
+    monkeypatch.setattr(estimators, "BLOCK", 2 * sweep["loss_position" if per_position else "loss"].size // 7)
+    assert [block.sizes["checkpoint"] for block in estimators.checkpoint_blocks(sweep)] == [2, 2, 2, 1]
+    blocked = llcjax.estimates(sweep)
+    assert list(blocked) == list(whole) and blocked.attrs == whole.attrs
+    xr.testing.assert_allclose(blocked, whole, rtol=1e-13)  # sums over another shape may round otherwise

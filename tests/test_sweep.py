@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import llcjax
+from llcjax import cli
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
 from llcjax.models import TransformerConfig, icl_transformer
@@ -248,6 +249,28 @@ def test_interrupt_leaves_a_resumable_store(tmp_path, one_device, bank):
     with pytest.raises(llcjax.Interrupted, match="stopped at"):
         sweep(quadratic, bank, None, config, out=tmp_path / "s", on_chunk=interrupt, devices=one_device)
     assert (tmp_path / "s.resume.npz").exists()
+    done = sweep(quadratic, bank, None, config, out=tmp_path / "s", devices=one_device)
+    assert_same(done, sweep(quadratic, bank, None, config, devices=one_device))
+
+
+def test_sigterm_saves_and_the_command_line_ends_with_75(tmp_path, one_device, bank, monkeypatch, capsys):
+    config = dataclasses.replace(CONFIG, draws_per_chunk=5)
+    asked = []
+
+    def terminate(stats):
+        if stats.draws_done > 100 and not asked:
+            asked.append(True)
+            signal.raise_signal(signal.SIGTERM)
+
+    def swept(_):
+        sweep(quadratic, bank, None, config, out=tmp_path / "s", on_chunk=terminate, devices=one_device)
+
+    monkeypatch.setattr("llcjax.cli.make_report", swept)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report", "x"])
+    assert ended.value.code == 75 and "Go on with" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before and (tmp_path / "s.resume.npz").exists()
     done = sweep(quadratic, bank, None, config, out=tmp_path / "s", devices=one_device)
     assert_same(done, sweep(quadratic, bank, None, config, devices=one_device))
 

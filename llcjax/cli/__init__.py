@@ -1,6 +1,7 @@
 """The command line: `llcjax run | train | calibrate | sweep | stages | report | verify | bench`.
 
-Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130.
+Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130;
+SIGTERM likewise, with 75.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from llcjax.cli.arguments import shell
 from llcjax.cli.experiment import make_report, run_calibration, run_experiment
 from llcjax.cli.pretrained import sweep_pretrained
 from llcjax.cli.tools import find_and_print_stages, run_benchmark, run_verification
-from llcjax.interrupt import Interrupted
+from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted
 
 OVERVIEW = """\
 usage: llcjax COMMAND ...
@@ -63,4 +64,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"\nllcjax: {stop or 'stopped'}. Go on with: {shell(arguments)}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(PREEMPTED_EXIT_CODE if isinstance(stop, Preempted) else 130) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import xarray as xr
 
 from llcjax import processes, trees
@@ -24,6 +24,7 @@ from llcjax.forecast import Forecast, forecast
 from llcjax.keys import as_key
 from llcjax.metrics.attention import head_means
 from llcjax.models.icl_transformer import icl_transformer
+from llcjax.output_folder import only_run, writing_to
 from llcjax.pipelines.regression_analysis import Analyses, analyse, selected_steps
 from llcjax.pipelines.regression_config import GRIDS, PRESETS, RegressionExperiment, experiment_from
 from llcjax.pipelines.regression_parts import MAIN, PARTS, part_experiment
@@ -33,7 +34,7 @@ from llcjax.report import write_report
 from llcjax.report.calibration import write_calibration
 from llcjax.rescale import relative
 from llcjax.stages import Stages, llc_stages
-from llcjax.store import is_sweep, open_sweep
+from llcjax.store import is_complete, open_sweep
 from llcjax.sweep import check_data, check_finite, sweep
 from llcjax.tasks.regression import squared_error
 from llcjax.train import finish_training, train
@@ -91,7 +92,9 @@ class RegressionRun:
 
         def train_missing() -> None:
             if not self._is_trained():
-                self._train(self.models / "banks")
+                folder = self.models / "banks"
+                with only_run(folder), writing_to(folder):
+                    self._train(folder)
 
         processes.first_alone(train_missing)
         return self._held_banks()
@@ -120,7 +123,7 @@ class RegressionRun:
         results = {}
         for seed, bank in self.banks().items():
             path = self._sweep_path(seed)
-            done = _complete(path)
+            done = is_complete(path)
             loss, swept, mask = _coordinates(experiment, self.loss, bank, self.num_checkpoints(seed))
             with contextlib.nullcontext() if done else self._timed(f"sweep of seed {seed}"):
                 results[seed] = sweep(
@@ -142,7 +145,7 @@ class RegressionRun:
         """Seed, checkpoints and sweep of every seed whose sweep is complete."""
         if self._is_trained():
             for seed, bank in self._held_banks().items():
-                if _complete(self._sweep_path(seed)):
+                if is_complete(self._sweep_path(seed)):
                     yield seed, bank, open_sweep(self._sweep_path(seed))
 
     @contextlib.contextmanager
@@ -187,8 +190,8 @@ class RegressionRun:
         name = f"seed_{seed}"
         with self._timed(f"metrics of seed {seed}"):
             count = self.num_checkpoints(seed)
-            _, *functions = _model(dataclasses.replace(self.experiment, kernels="xla"))  # which has Hessians
-            return analyse(self.experiment, bank, (functions[0], functions[1]), self.models, name, count)
+            _, apply, loss = _model(dataclasses.replace(self.experiment, kernels="xla"))  # which has Hessians
+            return analyse(self.experiment, bank, (apply, loss), self.models, name, count)
 
     def report(self) -> dict[int, tuple[Path, Stages | None, xr.Dataset]]:
         """Estimates, stages and report of each swept seed; the first one's report is the folder's."""
@@ -309,13 +312,6 @@ def _calibration_link(out: Path, folder: Path) -> dict[str, str]:
     """The page of the calibration in the folder of the run, seen from the folder of a report."""
     page = out / "calibration" / "calibration.html"
     return {"how the setting was chosen": os.path.relpath(page, folder)} if page.exists() else {}
-
-
-def _complete(path: Path) -> bool:
-    if not is_sweep(path):
-        return False
-    facts = open_sweep(path)
-    return bool(np.all(facts["num_draws_done"].values >= facts.sizes["draw"]))
 
 
 def _completed(held: dict[str, Any]) -> dict[str, Any]:
