@@ -92,9 +92,9 @@ def shard_runs(function: Callable, mesh: Mesh, in_specs: object, out_specs: obje
     )
 
 
-def any_process(flag: bool) -> bool:
-    """Waits until every process is here, and says whether the flag is up in one of them."""
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+def most_of_processes(number: int) -> int:
+    """Waits until every process is here, and returns the largest of their numbers."""
+    return int(multihost_utils.process_allgather(np.array(number, np.int32)).max())
 
 
 def enable_compilation_cache() -> None:

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from llcjax import _compat
-from llcjax.interrupt import Interrupted
+from llcjax.interrupt import Interrupted, Preempted
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 """Environment variables that say who takes part, where no scheduler does."""
+_DONE, _PREEMPTED, _FAILED = range(3)
 
 
 def launched_by_slurm(environment: Mapping[str, str] = os.environ) -> bool:
@@ -68,18 +69,20 @@ def together(action: Callable[[], object]) -> None:
     """Runs an action in every process; each goes on when all are done.
 
     Raises:
-        Interrupted: another process failed, so that nobody waits for it for ever; what this one raises comes first.
+        Interrupted: another process failed, so that nobody waits for it for ever (`Preempted` where SIGTERM stopped it,
+            so that all end with the same exit code); what this one raises comes first.
     """
     if jax.process_count() == 1:
         action()
         return
     try:
         action()
-    except BaseException:
-        _compat.any_process(True)
+    except BaseException as error:
+        _compat.most_of_processes(_PREEMPTED if isinstance(error, Preempted) else _FAILED)
         raise
-    if _compat.any_process(False):
-        raise Interrupted("another process stopped; it says why")
+    worst = _compat.most_of_processes(_DONE)
+    if worst != _DONE:
+        raise (Preempted if worst == _PREEMPTED else Interrupted)("another process stopped; it says why")
 
 
 def first_alone(action: Callable[[], object]) -> None:

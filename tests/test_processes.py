@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ import llcjax
 from llcjax import processes
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
+from llcjax.interrupt import Interrupted, Preempted
 from llcjax.store import is_sweep
 from tests.test_cli import TINY
 
@@ -114,3 +116,20 @@ def test_several_processes_need_a_folder(monkeypatch, tmp_path):
 def test_incomplete_places_are_refused(environment, sentence):
     with pytest.raises(ValueError, match=sentence):
         processes.join(environment)
+
+
+@pytest.mark.parametrize(("other", "kind"), [(1, Preempted), (2, Interrupted)])
+def test_all_end_as_the_one_that_was_stopped(monkeypatch, other, kind):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    told = []
+    monkeypatch.setattr("llcjax._compat.most_of_processes", lambda number: told.append(number) or max(number, other))
+    with pytest.raises(Interrupted, match="another process stopped") as stopped:
+        processes.together(lambda: None)
+    assert type(stopped.value) is kind
+
+    def preempted():
+        raise Preempted("stopped at 10%")
+
+    with pytest.raises(Preempted, match="10%"):
+        processes.together(preempted)
+    assert told == [0, 1]
