@@ -153,7 +153,7 @@ def test_adaptive_samplers_equal_an_independent_float64_run(name, record_propert
     assert np.all(np.abs(z) < 4.5), z
     exact = np.linalg.inv(N_BETA * hessian + LOCALIZATION * np.eye(3))
     bias = np.trace(found) / np.trace(exact) - 1
-    record_property("relative_bias_of_the_variance", bias)
+    record_property("relative_bias_of_the_variance", float(bias))
     # Momentum in the drift heats the chain: Adam-SGLD is far from the target even here.
     assert abs(bias) < {"sgnht": 0.1, "rmsprop_sgld": 0.5, "adam_sgld": 2.0}[name], bias
 
