@@ -120,7 +120,7 @@ class CheckpointBank:
 def _as_float32(path: Any, leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = trees.path_name(path)
         raise ValueError(
             f"the parameter {name or 'itself'} has type {array.dtype}; keep only floating-point parameters in the tree."
         )
@@ -314,7 +314,7 @@ def _different(a: Params, b: Params) -> str | None:
 
     def shapes(tree: Params) -> set[tuple[str, tuple[int, ...]]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {(jax.tree_util.keystr(path, simple=True, separator="/"), np.shape(leaf)) for path, leaf in leaves}
+        return {(trees.path_name(path), np.shape(leaf)) for path, leaf in leaves}
 
     different = sorted(shapes(a) ^ shapes(b))
     return f"{different[0][0]} of shape {different[0][1]}" if different else None

@@ -8,7 +8,8 @@ import pytest
 from llcjax.checkpoints import bank_of
 from llcjax.metrics.language import bigram_table, language_metrics
 from llcjax.models import AttentionOnlyConfig, attention_only
-from llcjax.models.attention_patterns import attention_patterns, k_composition
+from llcjax.models.attention_only import attention_patterns
+from llcjax.models.composition import k_composition
 from llcjax.tasks.text import cross_entropy
 
 CONFIG = AttentionOnlyConfig(num_layers=2, num_heads=2, model_width=16, num_tokens=20, vocabulary=17)

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from llcjax.cli import main
+from llcjax.models import llama2c
 from llcjax.models.decoder import decoder
-from llcjax.models.pretrained import flat, load_pretrained, read_llama2c, save_pretrained
+from llcjax.models.pretrained import load_pretrained, save_pretrained
 from llcjax.store import open_sweep
 from llcjax.streamed import pretrained_bank
 from llcjax.tasks.text import next_token_loss
 from llcjax.tokens import read_tokens, token_rows
+from llcjax.trees import num_params
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="reading models needs safetensors")
 
@@ -77,7 +79,7 @@ def test_logits_are_those_of_transformers(tmp_path):
             logits = decoder(config, rematerialize=remat)(params, tokens)
             np.testing.assert_allclose(logits, expected, atol=1e-4, err_msg=name)
         # Everything that was trained is there, and once.
-        assert sum(leaf.size for leaf in flat(params).values()) == sum(p.numel() for p in model.parameters())
+        assert num_params(params) == sum(p.numel() for p in model.parameters())
 
 
 def test_round_trip_through_safetensors_is_exact(tmp_path):
@@ -139,9 +141,9 @@ def test_stories260k_tells_a_story(shared_data):
     """A real pretrained model: published validation loss on TinyStories 1.297 nats."""
     from experiments.pretrained.stories import greedy, read_vocabulary
 
-    config, params = read_llama2c(shared_data / "stories260K.bin")
+    config, params = llama2c.read(shared_data / "stories260K.bin")
     pieces = read_vocabulary(shared_data / "tok512.bin", config.vocabulary)
-    assert sum(leaf.size for leaf in flat(params).values()) == 260_032
+    assert num_params(params) == 260_032
     story, tokens = greedy(decoder(config), params, pieces, "Once upon a time", 100)
     assert story.startswith("Once upon a time, there was a little girl named")
     losses, weights = next_token_loss(decoder(config))(params, tokens[None])

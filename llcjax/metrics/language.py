@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 from llcjax import trees
 from llcjax.checkpoints import CheckpointBank
 from llcjax.keys import as_key
-from llcjax.models.attention_only import AttentionOnlyConfig
-from llcjax.models.attention_patterns import attention_patterns, k_composition
+from llcjax.models.attention_only import AttentionOnlyConfig, attention_patterns
+from llcjax.models.composition import k_composition
 from llcjax.tasks.text import cross_entropy
 from llcjax.types import ApplyFn, Params, PRNGKey
 

@@ -3,7 +3,7 @@
 Pre-norm attention blocks without MLPs. Positions are those of the shortformer (arXiv 2012.15832): one learned table,
 added to what queries and keys see in every block and never to the residual stream.
 
-Shape letters: B batch, T tokens, D model width, H heads, C head width, V vocabulary.
+Shape letters: B batch, T tokens, D model width, H heads, C head width, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from llcjax.models.attention import causal_attention
 from llcjax.models.functional import functional
 from llcjax.models.sizes import Activations, check_sizes
-from llcjax.types import ApplyFn, InitFn
+from llcjax.types import ApplyFn, InitFn, Params
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,17 @@ def attention_only(config: AttentionOnlyConfig, activations: Activations = "floa
     return functional(lambda rngs: _LanguageModel(config, jnp.dtype(activations), rngs))
 
 
+def attention_patterns(
+    config: AttentionOnlyConfig, params: Params, tokens: Int[Array, "B T"]
+) -> Float[Array, "L B H T T"]:
+    """The attention of every head, from each token (second last axis) to itself and earlier ones (last axis).
+
+    Takes L x B x H x T x T x 4 bytes: 67 MB a sequence at the paper's sizes.
+    """
+    _, patterns = functional(lambda rngs: _LanguageModel(config, jnp.dtype("float32"), rngs), "patterns")
+    return patterns(params, tokens)
+
+
 class _Attention(nnx.Module):
     """Causal softmax attention with biases; positions go to queries and keys."""
 
@@ -69,15 +80,27 @@ class _Attention(nnx.Module):
 
     def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
         with jax.named_scope("qkv"):
-            placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
-            q_BTHC, k_BTHC, v_BTHC = (
-                part.reshape(*part.shape[:2], self.num_heads, -1)
-                for part in (self.query(placed_BTD), self.key(placed_BTD), self.value(x_BTD))
-            )
+            (q_BTHC, k_BTHC), v_BTHC = self._queries_keys(x_BTD, positions_TD), self._in_heads(self.value(x_BTD))
         with jax.named_scope("attention"):
             mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC).reshape(x_BTD.shape)
         with jax.named_scope("output"):
             return self.output(mixed_BTD)
+
+    def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
+        """How much each token attends to itself and to earlier ones, which cuDNN's attention never writes."""
+        q_BTHC, k_BTHC = self._queries_keys(x_BTD, positions_TD)
+        scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / jnp.sqrt(q_BTHC.shape[-1])
+        earlier_TT = jnp.tril(jnp.ones((x_BTD.shape[1],) * 2, bool))
+        return jax.nn.softmax(jnp.where(earlier_TT, scores_BHTT, -jnp.inf), -1)
+
+    def _queries_keys(
+        self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]
+    ) -> tuple[Float[Array, "B T H C"], Float[Array, "B T H C"]]:
+        placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
+        return self._in_heads(self.query(placed_BTD)), self._in_heads(self.key(placed_BTD))
+
+    def _in_heads(self, part_BTD: Float[Array, "B T D"]) -> Float[Array, "B T H C"]:
+        return part_BTD.reshape(*part_BTD.shape[:2], self.num_heads, -1)
 
 
 class _Block(nnx.Module):
@@ -88,9 +111,15 @@ class _Block(nnx.Module):
         self.attention = _Attention(config, dtype, rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        with jax.named_scope("norm"):
-            normed_BTD = self.norm(x_BTD)
-        return x_BTD + self.attention(normed_BTD, positions_TD)
+        return x_BTD + self.attention(self._normed(x_BTD), positions_TD)
+
+    def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
+        """The attention of its heads."""
+        return self.attention.pattern(self._normed(x_BTD), positions_TD)
+
+    @jax.named_scope("norm")
+    def _normed(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.norm(x_BTD)
 
 
 class _LanguageModel(nnx.Module):
@@ -106,14 +135,26 @@ class _LanguageModel(nnx.Module):
         self.unembed = nnx.Linear(config.model_width, config.vocabulary, kernel_init=spread, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        with jax.named_scope("embed"):
-            x_BTD = jnp.take(self.embed[...].astype(self.activations), tokens_BT, axis=0)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, self.positions[: tokens_BT.shape[1]])
+        *_, x_BTD = self._stream(tokens_BT)
         with jax.named_scope("norm"):
             normed_BTD = self.final_norm(x_BTD)
         with jax.named_scope("unembed"):
             return self.unembed(normed_BTD)
+
+    def _stream(self, tokens_BT: Int[Array, "B T"]) -> list[Float[Array, "B T D"]]:
+        """The residual stream before the first block and after each."""
+        with jax.named_scope("embed"):
+            stream = [jnp.take(self.embed[...].astype(self.activations), tokens_BT, axis=0)]
+        for block in self.blocks:
+            stream.append(block(stream[-1], self.positions[: tokens_BT.shape[1]]))
+        return stream
+
+    def patterns(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "L B H T T"]:
+        """The attention of every head of every block."""
+        positions_TD, stream = self.positions[: tokens_BT.shape[1]], self._stream(tokens_BT)
+        return jnp.stack([
+            block.pattern(x_BTD, positions_TD) for block, x_BTD in zip(self.blocks, stream, strict=False)
+        ])  # fmt: skip
 
 
 def _std(config: AttentionOnlyConfig) -> float:

@@ -13,7 +13,7 @@ H heads, G heads of keys and values, C head width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,13 @@ class DecoderConfig:
     """Whether pairs are neighbours (llama2.c) or half a rotary width apart (Hugging Face)."""
     tied: bool = False
     """Whether the unembedding is the embedding."""
+
+
+class Pretrained(NamedTuple):
+    """A model from disk."""
+
+    config: DecoderConfig
+    params: Params
 
 
 def decoder(config: DecoderConfig, *, rematerialize: bool = False) -> ApplyFn:

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llcjax.models.functional import functional
-from llcjax.models.kernels import Kernels, Products, kernel_products
+from llcjax.models.kernels import NORM_EPSILON, Kernels, Products, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
 from llcjax.types import ApplyFn, InitFn, Params
 
@@ -118,7 +118,7 @@ def _linear(fan_in: int, fan_out: int, compute: _Compute, rngs: nnx.Rngs, bias: 
 def _norm(config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> nnx.LayerNorm | None:
     if not config.layer_norm:
         return None
-    return nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=compute.activations, rngs=rngs)
+    return nnx.LayerNorm(config.model_width, epsilon=NORM_EPSILON, dtype=compute.activations, rngs=rngs)
 
 
 @jax.named_scope("norm")

@@ -12,22 +12,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from llcjax.models.decoder import DecoderConfig
+from llcjax import trees
+from llcjax.models import llama2c
+from llcjax.models.decoder import DecoderConfig, Pretrained
 from llcjax.types import Params
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu", "swish": "silu", "relu": "relu",
 }  # fmt: skip
-
-
-class Pretrained(NamedTuple):
-    """A model from disk."""
-
-    config: DecoderConfig
-    params: Params
 
 
 def load_pretrained(path: Path | str) -> Pretrained:
@@ -41,7 +37,7 @@ def load_pretrained(path: Path | str) -> Pretrained:
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".bin":
-        return read_llama2c(path)
+        return llama2c.read(path)
     config = read_config(path)
     return Pretrained(config, read_params(path, config))
 
@@ -50,7 +46,7 @@ def read_config(path: Path | str) -> DecoderConfig:
     """The configuration of a model on disk, without its parameters."""
     path = Path(path)
     if path.is_file() and path.suffix == ".bin":
-        return _llama2c_config(_llama2c_header(path), path)
+        return llama2c.read_config(path)
     facts, kind = _facts(path)
     try:
         return LAYOUTS[kind].config(facts)
@@ -62,7 +58,7 @@ def read_params(path: Path | str, config: DecoderConfig) -> Params:
     """The parameters of a Hugging Face folder or a llama2.c file in the names of the decoder."""
     path = Path(path)
     if path.is_file():
-        return read_llama2c(path).params
+        return llama2c.read(path).params
     kind = _facts(path)[1]
     return LAYOUTS[kind].params(Tensors(path), config)
 
@@ -71,15 +67,8 @@ def save_pretrained(params: Params, path: Path | str) -> None:
     """Saves parameters as one safetensors file, `blocks/0/mlp/up/kernel` and so on, that `import_bank` reads."""
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(leaf) for name, leaf in flat(params).items()}, str(path))
-
-
-def flat(params: Params, prefix: str = "") -> dict[str, np.ndarray]:
-    """Leaves of nested dictionaries by their paths."""
-    if not isinstance(params, Mapping):
-        return {prefix: np.asarray(params)}
-    below = [flat(value, f"{prefix}/{name}" if prefix else str(name)) for name, value in params.items()]
-    return {path: leaf for part in below for path, leaf in part.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    save_file({trees.path_name(name): np.ascontiguousarray(leaf) for name, leaf in leaves}, str(path))
 
 
 class Tensors:
@@ -355,93 +344,3 @@ LAYOUTS = {
     "gpt_neox": Layout(_neox_config, _neox_params),
     "llama": Layout(_llama_config, _llama_params),
 }
-
-
-class _Header(NamedTuple):
-    dim: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    length: int
-
-
-def _llama2c_header(path: Path) -> _Header:
-    with path.open("rb") as file:
-        raw = np.frombuffer(file.read(28), "<i4")
-    if raw.size < 7 or np.any(np.delete(raw, 5) <= 0) or raw[0] % raw[3]:
-        raise ValueError(f"{path} is no llama2.c file of the first format: its header is {raw.tolist()}.")
-    return _Header(*raw.tolist())
-
-
-def _llama2c_config(h: _Header, path: Path) -> DecoderConfig:
-    if h.heads % h.kv_heads:
-        raise ValueError(f"{path} has {h.heads} heads and {h.kv_heads} of keys and values, which do not divide them.")
-    return DecoderConfig(
-        num_layers=h.layers,
-        num_heads=h.heads,
-        num_key_value_heads=h.kv_heads,
-        model_width=h.dim,
-        head_width=h.dim // h.heads,
-        mlp_width=h.hidden,
-        vocabulary=abs(h.vocabulary),
-        num_tokens=h.length,
-        norm="rms",
-        norm_epsilon=1e-5,
-        activation="silu",
-        gated=True,
-        rotary_width=h.dim // h.heads,
-        rotary_interleaved=True,
-        tied=h.vocabulary > 0,  # a negative number says that the classifier has weights of its own
-    )
-
-
-def read_llama2c(path: Path | str) -> Pretrained:
-    """Reads a llama2.c file: seven int32, then float32 arrays in a fixed order (github.com/karpathy/llama2.c).
-
-    Raises:
-        ValueError: the header is none, or the file is shorter than it says; the sentence names the tensor.
-    """
-    path = Path(path)
-    h = _llama2c_header(path)
-    config = _llama2c_config(h, path)
-    values = np.memmap(path, "<f4", "r", offset=28)
-    place = 0
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        nonlocal place
-        start, place = place, place + math.prod(shape)
-        if place > values.size:
-            raise ValueError(f"{path} ends before the tensor {name!r} of shape {shape}: {values.size} numbers.")
-        return np.array(values[start:place]).reshape(shape)
-
-    d, m, narrow = h.dim, h.hidden, h.kv_heads * config.head_width
-    embed = take("tok_emb", config.vocabulary, d)
-    norm_1 = take("rms_att", h.layers, d)
-    shapes = {"query": (d, d), "key": (narrow, d), "value": (narrow, d), "output": (d, d)}
-    attention = {name: take(name, h.layers, *shape) for name, shape in shapes.items()}
-    norm_2 = take("rms_ffn", h.layers, d)
-    mlp = {
-        name: take(file, h.layers, *shape)
-        for name, file, shape in (("gate", "w1", (m, d)), ("down", "w2", (d, m)), ("up", "w3", (m, d)))
-    }
-    final = take("rms_final", d)
-
-    def block(layer: int) -> Params:
-        return {
-            "norm_1": {"scale": norm_1[layer]},
-            "norm_2": {"scale": norm_2[layer]},
-            "attention": {name: {"kernel": kernels[layer].T} for name, kernels in attention.items()},
-            "mlp": {name: {"kernel": kernels[layer].T} for name, kernels in mlp.items()},
-        }
-
-    params = {
-        "embed": embed,
-        "blocks": {str(layer): block(layer) for layer in range(h.layers)},
-        "final_norm": {"scale": final},
-    }
-    if not config.tied:
-        take("rope tables", 2, h.length, config.head_width // 2)
-        params["unembed"] = {"kernel": take("classifier", config.vocabulary, d).T}
-    return Pretrained(config, params)

@@ -13,6 +13,8 @@ import jax
 from jax.lax import DotAlgorithmPreset
 
 Kernels = Literal["auto", "xla", "pallas"]
+NORM_EPSILON = 1e-5
+"""Added to the variance by the layer norms of models and kernels alike."""
 
 # What `llcjax._compat.MATMUL_PRECISION` and jax itself call the policies on a GPU while a program is traced.
 _ALGORITHMS = {

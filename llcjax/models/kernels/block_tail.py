@@ -25,8 +25,6 @@ from jaxtyping import Array, Float
 
 from llcjax.models.kernels import Products, tiles
 
-_EPSILON = 1e-5
-
 
 class TailWeights(NamedTuple):
     """Matrices in the dtype of the activations or float32, the norm's scale and shift folded into the first map."""
@@ -140,7 +138,7 @@ class _Inside(NamedTuple):
 
 def _inside(spec: TailSpec, x: Array, mixed: Array, weights: TailWeights) -> _Inside:
     attended = x.astype(jnp.float32) + tiles.dot(spec.products, mixed, weights.output)
-    normed, inverse = tiles.normalise(attended, _EPSILON) if spec.layer_norm else (attended, None)
+    normed, inverse = tiles.normalise(attended) if spec.layer_norm else (attended, None)
     before = tiles.dot(spec.products, normed, weights.mlp_in) + weights.mlp_in_bias[None, :]
     return _Inside(attended, normed, inverse, before, jnp.maximum(before, 0.0))
 
@@ -149,7 +147,7 @@ def _backward_kernel(spec: TailSpec, rows: int, *refs: Any) -> None:
     (x_ref, mixed_ref, dy_ref), weight_refs, (dx_ref, dmixed_ref), sum_refs = refs[:3], refs[3:8], refs[8:10], refs[10:]
     product = functools.partial(tiles.dot, spec.products)
     weights = TailWeights(*(ref[...] for ref in weight_refs))
-    ones = jnp.ones((16, rows), jnp.float32)  # sums over rows as products, which need no barrier
+    ones = tiles.row_of_ones(rows)
 
     def one(tile: Array, sums: list[Array]) -> list[Array]:
         at = pl.ds(tile * rows, rows)

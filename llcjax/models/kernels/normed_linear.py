@@ -20,8 +20,6 @@ from jaxtyping import Array, Float
 
 from llcjax.models.kernels import Products, tiles
 
-_EPSILON = 1e-5
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LinearSpec:
@@ -93,7 +91,7 @@ def _columns(width: int, wide: int) -> list[Any]:
 
 
 def _normed(spec: LinearSpec, x: Array) -> tuple[Array, Array | None]:
-    return tiles.normalise(x.astype(jnp.float32), _EPSILON) if spec.layer_norm else (x.astype(jnp.float32), None)
+    return tiles.normalise(x.astype(jnp.float32)) if spec.layer_norm else (x.astype(jnp.float32), None)
 
 
 def _forward_kernel(spec: LinearSpec, x_ref: Any, weight_ref: Any, bias_ref: Any, mapped_ref: Any) -> None:
@@ -118,7 +116,7 @@ def _backward_kernel(
     width, wide = weight_ref.shape
     parts = _columns(width, wide)
     weights = [weight_ref[:, part] for part in parts]
-    ones = jnp.ones((16, rows), jnp.float32)  # sums over rows as products, which need no barrier
+    ones = tiles.row_of_ones(rows)
 
     def one(tile: Array, sums: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
         at = pl.ds(tile * rows, rows)

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from llcjax.models.kernels import Products
+from llcjax.models.kernels import NORM_EPSILON, Products
 
 FORWARD_ROWS = 64
 """Of a tile."""
@@ -51,6 +51,11 @@ def matrix_of_program(rows: int, width: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, rows, width), lambda program: (program, 0, 0))
 
 
+def row_of_ones(rows: int) -> Float[Array, "16 R"]:
+    """Times a tile it is the sum over its rows, as a product, which needs no barrier; 16 is its least height."""
+    return jnp.ones((16, rows), jnp.float32)
+
+
 def dot(products: Products, a: Array, b: Array, sides: tuple[int, int] = (1, 0)) -> Array:
     """Product over one axis of each, added up in float32."""
     if {a.dtype, b.dtype} != {jnp.dtype(jnp.bfloat16)} or products.algorithm not in (None, _BFLOAT16):
@@ -59,10 +64,10 @@ def dot(products: Products, a: Array, b: Array, sides: tuple[int, int] = (1, 0))
     return lax.dot_general(a, b, axes, precision=products.algorithm, preferred_element_type=jnp.float32)
 
 
-def normalise(x: Float[Array, "R D"], epsilon: float) -> tuple[Float[Array, "R D"], Float[Array, "R 1"]]:
+def normalise(x: Float[Array, "R D"]) -> tuple[Float[Array, "R D"], Float[Array, "R 1"]]:
     """Rows with mean 0 and variance 1, and 1 / their standard deviations."""
     centred = x - jnp.mean(x, 1, keepdims=True)
-    inverse = lax.rsqrt(jnp.mean(centred * centred, 1, keepdims=True) + epsilon)
+    inverse = lax.rsqrt(jnp.mean(centred * centred, 1, keepdims=True) + NORM_EPSILON)
     return centred * inverse, inverse
 
 
