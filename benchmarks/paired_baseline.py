@@ -37,6 +37,7 @@ from llcjax.job import launch_args
 from llcjax.keys import as_key
 from llcjax.launch import plan_launches
 from llcjax.models.icl_transformer import icl_transformer
+from llcjax.models.sizes import Activations
 from llcjax.pipelines.regression import PRESETS, RegressionExperiment
 from llcjax.reference import deep_linear_task, random_deep_linear
 from llcjax.sweep import make_job
@@ -64,8 +65,13 @@ class Case:
     """The rest: counts, batch size, precision."""
     num_heads: int = 0
     """Of a transformer; its parameters do not tell."""
-    loss_in_bfloat16: LossFn | None = None
-    """Of a transformer with activations in bfloat16."""
+    experiment: RegressionExperiment | None = None
+    """Of a transformer."""
+
+    def loss_with(self, activations: Activations) -> LossFn:
+        """The loss of the same transformer, whose activations are stored in another dtype."""
+        assert self.experiment is not None
+        return squared_error(_model(dataclasses.replace(self.experiment, activations=activations))[1])
 
     def at(self, n_beta: float, **changes: Any) -> SweepConfig:
         """The sweep at one temperature."""
@@ -140,7 +146,7 @@ def _transformer(
     return Case(
         model=f"transformer, {num_params(bank.checkpoint(0)):,} parameters",
         loss_fn=squared_error(apply),
-        loss_in_bfloat16=squared_error(_model(dataclasses.replace(experiment, activations="bfloat16"))[1]),
+        experiment=experiment,
         bank=bank,
         data=experiment.task.sample(as_key(experiment.data_seed), experiment.num_examples),
         n_beta=(66.67, 300.0, 1000.0),

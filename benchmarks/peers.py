@@ -36,7 +36,7 @@ from llcjax.trees import num_params
 NUM_CHAINS = 4
 NUM_DRAWS = {
     "cpu": {"toy": (1500, 20_000), "mlp": (150, 500), "regression": (16, 16)},
-    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (200, 2000)},
+    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (100, 2000)},
 }
 """Device -> workload -> draws of sides that loop over the steps in Python, and of those that compile the loop."""
 MANY_CHAINS = 128
@@ -44,6 +44,7 @@ AT_ONCE: Mapping[str, Mapping[str, tuple[str, Precision]]] = {
     "regression": {
         "plain jax, TF32": ("regression", "tf32"),
         "kernels, TF32": ("regression-pallas", "tf32"),
+        "kernels, float16 activations": ("regression-pallas-fp16", "tf32"),
         "kernels, bf16": ("regression-pallas-bf16", "bf16"),
     }
 }
@@ -155,7 +156,7 @@ def sides(
                 f"llcjax, {MANY_CHAINS} chains at once, {how}",
                 our_call(WORKLOADS[variant]()),
                 dataclasses.replace(
-                    compiled, num_chains=MANY_CHAINS, num_draws=compiled.num_draws // 4, precision=precision
+                    compiled, num_chains=MANY_CHAINS, num_draws=compiled.num_draws // 8, precision=precision
                 ),
             )
             for how, (variant, precision) in AT_ONCE.get(name, {}).items()

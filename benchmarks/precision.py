@@ -26,10 +26,11 @@ from llcjax.types import LossFn
 
 
 def policies(case: Case) -> dict[str, tuple[LossFn, Precision]]:
-    """The precisions of the products, and on a GPU bfloat16 for what stands between them too."""
+    """The precisions of the products, and on a GPU 16 bits for what stands between them too."""
     found: dict[str, tuple[LossFn, Precision]] = {name: (case.loss_fn, name) for name in get_args(Precision)}
-    if jax.default_backend() == "gpu" and case.loss_in_bfloat16 is not None:
-        found["bf16, activations too"] = (case.loss_in_bfloat16, "bf16")
+    if jax.default_backend() == "gpu":
+        for activations, precision in (("float16", "tf32"), ("bfloat16", "bf16")):
+            found[f"{precision}, {activations} activations"] = (case.loss_with(activations), precision)
     return found
 
 

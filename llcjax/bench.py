@@ -120,13 +120,14 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "regression": _regression,
     "regression-pallas": lambda: _regression("pallas"),
     "regression-bf16": lambda: _regression("xla", "bfloat16"),
+    "regression-pallas-fp16": lambda: _regression("pallas", "float16"),
     "regression-pallas-bf16": lambda: _regression("pallas", "bfloat16"),
     "language": lambda: _language("float32"),
     "language-bf16": lambda: _language("bfloat16"),
 }
 """340 parameters, where the host is the cost; 50,890, where matrix products are; 51,717, where attention is, in plain
-jax or by the kernels of `llcjax.models.kernels`, with activations in float32 or bfloat16; and 3,355,016 on 102,400
-tokens, with cuDNN's attention where activations are bfloat16."""
+jax or by the kernels of `llcjax.models.kernels`, with activations in float32, float16 or bfloat16; and 3,355,016 on
+102,400 tokens, with cuDNN's attention where activations are bfloat16."""
 ON_CPU = ("toy", "mlp", "regression")
 """Those for a CPU, which would interpret kernels, has no bfloat16 and is too slow for the language model."""
 

@@ -54,8 +54,8 @@ class _BenchOptions:
 
     workloads: tuple[str, ...] = ()
     """toy (340 parameters), mlp (50,890), regression (the paper's transformer, 51,717), and for a GPU regression-pallas
-    (the same with our attention kernel), regression-bf16, regression-pallas-bf16, language (the paper's language model,
-    3,355,016) and language-bf16; none = all that suit the device."""
+    (the same with our kernels), regression-bf16, regression-pallas-fp16, regression-pallas-bf16, language (the paper's
+    language model, 3,355,016) and language-bf16; none = all that suit the device."""
     runs: tuple[int, ...] = ()
     """Numbers of chains at once; none = those that suit the device."""
     precision: Precision = "highest"

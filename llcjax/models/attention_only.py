@@ -53,7 +53,12 @@ def attention_only(config: AttentionOnlyConfig, activations: Activations = "floa
     Returns:
         `(init, apply)`; `apply(params, tokens)` maps token ids `(batch, num_tokens)`, or fewer, to logits
         `(batch, num_tokens, vocabulary)`.
+
+    Raises:
+        ValueError: activations in float16, whose range is too small here.
     """
+    if activations == "float16":
+        raise ValueError("activations='float16' would lose the gradients of the logits; choose bfloat16 or float32.")
     return functional(lambda rngs: _LanguageModel(config, jnp.dtype(activations), rngs))
 
 

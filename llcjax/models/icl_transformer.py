@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from llcjax.models.functional import functional
 from llcjax.models.kernels import NORM_EPSILON, Kernels, Products, kernel_products
+from llcjax.models.loss_scale import with_loss_scale
 from llcjax.models.sizes import Activations, check_sizes
 from llcjax.types import ApplyFn, InitFn, Params
 
@@ -78,15 +79,16 @@ def icl_transformer(
         token_width: width of a token (D + 1); also the width of the outputs.
         kernels: how attention is computed, see `llcjax.models.kernels`.
         activations: how what stands between the layers is stored; parameters, their gradients, norms, softmax and the
-            outputs are float32 either way. bfloat16 halves the memory traffic, and changes the loss by rounding:
+            outputs are float32 either way. 16 bits halve the memory traffic and round: float16 keeps the 10 bits that
+            TF32 products see of float32, bfloat16 keeps 7 and the range of float32, which diverging chains may need.
             `benchmarks/precision.py` measures what that does to the LLC.
 
     Returns:
         `(init, apply)`; `apply(params, tokens)` maps `(batch, num_tokens, token_width)` to the same shape.
     """
-    return functional(
-        lambda rngs: _Transformer(config, num_tokens, token_width, _Compute(kernels, jnp.dtype(activations)), rngs)
-    )
+    compute = _Compute(kernels, jnp.dtype(activations))
+    init, apply = functional(lambda rngs: _Transformer(config, num_tokens, token_width, compute, rngs))
+    return init, with_loss_scale(apply) if activations == "float16" else apply
 
 
 def icl_internals(
@@ -177,8 +179,8 @@ class _Block(nnx.Module):
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The residual stream after the block."""
-        products = kernel_products(self.compute.kernels)
-        if products is not None and self._fits(x_BTD.shape[1]):
+        products = self.kernel_products(x_BTD.shape[1])
+        if products is not None:
             return self._fused(products, x_BTD)
         a_BTD = x_BTD + self.attention(_normalise(self.attention_norm, x_BTD))
         normed_BTD = _normalise(self.mlp_norm, a_BTD)
@@ -186,13 +188,16 @@ class _Block(nnx.Module):
             y_BTD = a_BTD + self.mlp_out(jax.nn.relu(self.mlp_in(normed_BTD)))
         return x_BTD + y_BTD if self.double_residual else y_BTD
 
-    def _fits(self, num_tokens: int) -> bool:
-        """Whether the kernels take these sizes."""
+    def kernel_products(self, num_tokens: int) -> Products | None:
+        """What the kernels are to use; None where they are not wanted or do not take these sizes."""
+        products = kernel_products(self.compute.kernels, self.compute.activations)
+        if products is None:
+            return None
         from llcjax.models.kernels import short_attention  # Pallas loads slowly
 
         width, hidden = self.mlp_in.kernel.shape
-        heads_fit = short_attention.fits(num_tokens, width // self.attention.num_heads)
-        return heads_fit and hidden >= 16 and hidden & (hidden - 1) == 0
+        powers = all(size & (size - 1) == 0 and size >= 16 for size in (width, hidden))
+        return products if powers and short_attention.fits(num_tokens, width // self.attention.num_heads) else None
 
     def _fused(self, products: Products, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The same by kernels: norm and map to queries, keys and values; attention; and all that follows it."""
@@ -252,9 +257,27 @@ class _Transformer(nnx.Module):
 
     def __call__(self, tokens_BTI: Float[Array, "B T I"]) -> Float[Array, "B T I"]:
         *_, x_BTD = self._stream(tokens_BTI)
+        products = self.blocks[-1].kernel_products(tokens_BTI.shape[1])
+        if products is not None:
+            return self._fused_unembed(products, x_BTD)
         normed_BTD = _normalise(self.final_norm, x_BTD)
         with jax.named_scope("unembed"):
             return self.unembed(normed_BTD).astype(jnp.float32)
+
+    @jax.named_scope("unembed")
+    def _fused_unembed(self, products: Products, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T I"]:
+        """Last norm and unembedding by a kernel, whose matrix has columns of zeros up to a size that it takes."""
+        from llcjax.models.kernels import normed_linear
+
+        spec = normed_linear.LinearSpec(
+            products=products, layer_norm=self.final_norm is not None, through=False, result="float32"
+        )
+        weight_DI, bias_I = _folded(self.final_norm, self.unembed)
+        missing = max(16, 1 << (len(bias_I) - 1).bit_length()) - len(bias_I)
+        weight_DO, bias_O = jnp.pad(weight_DI, ((0, 0), (0, missing))), jnp.pad(bias_I, (0, missing))
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[2])
+        (y_NO,) = normed_linear.normed_linear(spec, x_ND, weight_DO.astype(self.activations), bias_O)
+        return y_NO[:, : len(bias_I)].reshape(*x_BTD.shape[:2], -1)
 
     def _stream(self, tokens_BTI: Float[Array, "B T I"]) -> list[Float[Array, "B T D"]]:
         """The residual stream before the first block and after each."""

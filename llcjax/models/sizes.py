@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Activations = Literal["float32", "bfloat16"]
+Activations = Literal["float32", "float16", "bfloat16"]
 """How what stands between the layers of a model is stored."""
 
 

@@ -190,7 +190,8 @@ class RegressionRun:
         name = f"seed_{seed}"
         with self._timed(f"metrics of seed {seed}"):
             count = self.num_checkpoints(seed)
-            _, apply, loss = _model(dataclasses.replace(self.experiment, kernels="xla"))  # which has Hessians
+            # Kernels have no Hessians, and nothing is rounded where speed does not matter.
+            _, apply, loss = _model(dataclasses.replace(self.experiment, kernels="xla", activations="float32"))
             return analyse(self.experiment, bank, (apply, loss), self.models, name, count)
 
     def report(self) -> dict[int, tuple[Path, Stages | None, xr.Dataset]]:

@@ -72,7 +72,7 @@ class RegressionExperiment:
     kernels: Kernels = "auto"
     """How blocks are computed: xla, pallas for kernels of our own, or auto, which takes them on a GPU."""
     activations: Activations = "float32"
-    """How activations of the model are stored: float32, or bfloat16, which halves memory traffic and rounds."""
+    """How activations of the model are stored: float32; float16, which rounds like TF32; or bfloat16."""
     num_checkpoints: int | None = None
     """Checkpoints swept of the first seed, spread, with the published boundaries among them; none = all."""
     num_further_checkpoints: int | None = None

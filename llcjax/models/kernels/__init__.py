@@ -1,13 +1,13 @@
 """Kernels of models in Pallas, each beside the same computation in plain jax, which XLA compiles.
 
 `Kernels` is the one switch. `xla` leaves them out; `pallas` takes them, and on other devices than a GPU interprets
-them, which is slow and for tests; `auto` takes them on a GPU. Kernels have gradients but no forward-mode derivatives:
-take `xla` for Hessian-vector products.
+them, which is slow and for tests; `auto` takes them on a GPU, unless products are to be exact. Kernels have gradients
+but no forward-mode derivatives: take `xla` for Hessian-vector products.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 from jax.lax import DotAlgorithmPreset
@@ -32,11 +32,13 @@ class Products(NamedTuple):
     interpret: bool
 
 
-def kernel_products(kernels: Kernels) -> Products | None:
+def kernel_products(kernels: Kernels, activations: Any = "float32") -> Products | None:
     """What kernels are to use under jax's current precision of matrix products; None to leave them out.
 
     Args:
         kernels: the switch.
+        activations: dtype of what is between the layers. TF32 rounds operands to 10 bits, which are those of float16,
+            so that products of float16 values are taken as they are, at twice the speed.
 
     Raises:
         ValueError: an unknown switch.
@@ -48,9 +50,13 @@ def kernel_products(kernels: Kernels) -> Products | None:
     if kernels not in get_args(Kernels):
         raise ValueError(f"kernels={kernels!r} is unknown; choose auto, xla or pallas.")
     gpu = jax.default_backend() == "gpu"
-    if kernels == "xla" or (kernels == "auto" and not gpu):
+    precision = str(getattr(jax.config, "jax_default_matmul_precision", None))
+    exact = _ALGORITHMS.get(precision) == DotAlgorithmPreset.F32_F32_F32
+    # Exact float32 products have no tensor cores, without which the kernels are slower than XLA.
+    wanted = gpu and not exact if kernels == "auto" else kernels == "pallas"
+    if not wanted:
         return None
     if not gpu:
         return Products(None, interpret=True)
-    precision = str(getattr(jax.config, "jax_default_matmul_precision", None))
-    return Products(_ALGORITHMS.get(precision, DotAlgorithmPreset.TF32_TF32_F32), interpret=False)
+    tf32 = DotAlgorithmPreset.F16_F16_F32 if activations == "float16" else DotAlgorithmPreset.TF32_TF32_F32
+    return Products(_ALGORITHMS.get(precision, tf32), interpret=False)

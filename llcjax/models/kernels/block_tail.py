@@ -25,6 +25,10 @@ from jaxtyping import Array, Float
 
 from llcjax.models.kernels import Products, tiles
 
+_FORWARD = tiles.Launch(rows=64, warps=4, tiles=16, stages=2)
+_BACKWARD = tiles.Launch(rows=16, warps=4, tiles=256, stages=2)  # more float32 rows would not fit the registers
+_BACKWARD_HALF = tiles.Launch(rows=64, warps=4, tiles=32, stages=2)
+
 
 class TailWeights(NamedTuple):
     """Matrices in the dtype of the activations or float32, the norm's scale and shift folded into the first map."""
@@ -62,17 +66,17 @@ def block_tail(
 
 def _forward(spec: TailSpec, x_ND: Array, mixed_ND: Array, weights: TailWeights) -> tuple[Array, Any]:
     rows, width = x_ND.shape
-    per_program = tiles.program_rows(len(x_ND), backward=False)
+    per_program = _FORWARD.program_rows(rows)
     x, mixed = (tiles.padded(array, per_program) for array in (x_ND, mixed_ND))
     block = tiles.rows_of_program(per_program, width)
     found = pl.pallas_call(
-        functools.partial(_forward_kernel, spec),
+        functools.partial(_forward_kernel, spec, _FORWARD.rows),
         grid=(len(x) // per_program,),
         in_specs=[block, block, *tiles.same_for_all(*weights)],
         out_specs=block,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         interpret=spec.products.interpret,
-        compiler_params=tiles.FOUR_WARPS,
+        compiler_params=_FORWARD.compiler_params,
     )(x, mixed, *weights)
     return found[:rows], (x_ND, mixed_ND, weights)
 
@@ -80,13 +84,13 @@ def _forward(spec: TailSpec, x_ND: Array, mixed_ND: Array, weights: TailWeights)
 def _backward(spec: TailSpec, kept: Any, dy_ND: Array) -> tuple[Array, Array, TailWeights]:
     x_ND, mixed_ND, weights = kept
     rows, width = x_ND.shape
-    per_program = tiles.program_rows(rows, backward=True)
+    launch = _BACKWARD_HALF if tiles.is_half(x_ND.dtype) else _BACKWARD
+    per_program = launch.program_rows(rows)
     x, mixed, dy = (tiles.padded(array, per_program) for array in (x_ND, mixed_ND, dy_ND))
     programs, block = len(x) // per_program, tiles.rows_of_program(per_program, width)
-    shapes = [weights.output.shape, weights.mlp_in.shape, weights.mlp_out.shape]
-    shapes += [(16, len(bias)) for bias in (weights.mlp_in_bias, weights.mlp_out_bias)]
+    shapes = [weight.shape if weight.ndim == 2 else (16, len(weight)) for weight in weights]
     dx, dmixed, *sums = pl.pallas_call(
-        functools.partial(_backward_kernel, spec, tiles.backward_rows(x.dtype, 16)),
+        functools.partial(_backward_kernel, spec, launch.rows),
         grid=(programs,),
         in_specs=[block, block, block, *tiles.same_for_all(*weights)],
         out_specs=[block, block, *(tiles.matrix_of_program(*shape) for shape in shapes)],
@@ -96,31 +100,30 @@ def _backward(spec: TailSpec, kept: Any, dy_ND: Array) -> tuple[Array, Array, Ta
             *(jax.ShapeDtypeStruct((programs, *shape), jnp.float32) for shape in shapes),
         ],
         interpret=spec.products.interpret,
-        compiler_params=tiles.FOUR_WARPS,
+        compiler_params=launch.compiler_params,
     )(x, mixed, dy, *weights)
-    output, mlp_in, mlp_out, mlp_in_bias, mlp_out_bias = (jnp.sum(leaf, 0) for leaf in sums)
-    gradient = TailWeights(output, mlp_in, mlp_in_bias[0], mlp_out, mlp_out_bias[0])
-    gradient = jax.tree.map(lambda leaf, weight: leaf.astype(weight.dtype), gradient, weights)
+    totals = TailWeights(*(jnp.sum(leaf, 0) for leaf in sums))
+    gradient = jax.tree.map(
+        lambda total, weight: (total if weight.ndim == 2 else total[0]).astype(weight.dtype), totals, weights
+    )
     return dx[:rows], dmixed[:rows], gradient
 
 
 block_tail.defvjp(_forward, _backward)
 
 
-def _forward_kernel(spec: TailSpec, *refs: Any) -> None:
+def _forward_kernel(spec: TailSpec, rows: int, *refs: Any) -> None:
     x_ref, mixed_ref, *weight_refs, y_ref = refs
     weights = TailWeights(*(ref[...] for ref in weight_refs))
 
-    def one(tile: Array, carry: None) -> None:
-        at = pl.ds(tile * tiles.FORWARD_ROWS, tiles.FORWARD_ROWS)
+    def one(at: Any) -> None:
         x = x_ref[at, :]
         inside = _inside(spec, x, mixed_ref[at, :], weights)
         mlp = tiles.dot(spec.products, inside.hidden, weights.mlp_out) + weights.mlp_out_bias[None, :]
         y = inside.attended + mlp
         y_ref[at, :] = (y + x if spec.double_residual else y).astype(y_ref.dtype)
-        return carry
 
-    lax.fori_loop(0, x_ref.shape[0] // tiles.FORWARD_ROWS, one, None)
+    tiles.for_each(rows, x_ref, one)
 
 
 class _Inside(NamedTuple):
@@ -131,8 +134,6 @@ class _Inside(NamedTuple):
     normed: Array
     inverse: Array | None
     """1 / standard deviations; None without a norm."""
-    before: Array
-    """Hidden layer before relu."""
     hidden: Array
 
 
@@ -140,35 +141,32 @@ def _inside(spec: TailSpec, x: Array, mixed: Array, weights: TailWeights) -> _In
     attended = x.astype(jnp.float32) + tiles.dot(spec.products, mixed, weights.output)
     normed, inverse = tiles.normalise(attended) if spec.layer_norm else (attended, None)
     before = tiles.dot(spec.products, normed, weights.mlp_in) + weights.mlp_in_bias[None, :]
-    return _Inside(attended, normed, inverse, before, jnp.maximum(before, 0.0))
+    return _Inside(attended, normed, inverse, jnp.maximum(before, 0.0))
 
 
 def _backward_kernel(spec: TailSpec, rows: int, *refs: Any) -> None:
     (x_ref, mixed_ref, dy_ref), weight_refs, (dx_ref, dmixed_ref), sum_refs = refs[:3], refs[3:8], refs[8:10], refs[10:]
     product = functools.partial(tiles.dot, spec.products)
-    weights = TailWeights(*(ref[...] for ref in weight_refs))
-    ones = tiles.row_of_ones(rows)
+    weights, ones = TailWeights(*(ref[...] for ref in weight_refs)), tiles.row_of_ones(rows)
 
-    def one(tile: Array, sums: list[Array]) -> list[Array]:
+    # In an order that lets go of each value early, and loads again what it can: registers are what is scarce.
+    def one(tile: Array, sums: TailWeights) -> TailWeights:
         at = pl.ds(tile * rows, rows)
-        x, mixed, dy = x_ref[at, :], mixed_ref[at, :], dy_ref[at, :]
-        inside = _inside(spec, x, mixed, weights)
-        d_before = jnp.where(inside.before > 0, product(dy, weights.mlp_out, (1, 1)), 0.0)
+        _, normed, inverse, hidden = _inside(spec, x_ref[at, :], mixed_ref[at, :], weights)
+        dy = dy_ref[at, :]
+        mlp_out, mlp_out_bias = sums.mlp_out + product(hidden, dy, (0, 0)), sums.mlp_out_bias + product(ones, dy)
+        d_before = jnp.where(hidden > 0, product(dy, weights.mlp_out, (1, 1)), 0.0)
+        mlp_in = sums.mlp_in + product(normed, d_before, (0, 0))
+        mlp_in_bias = sums.mlp_in_bias + product(ones, d_before)
         d_attended = product(d_before, weights.mlp_in, (1, 1))
-        if inside.inverse is not None:
-            d_attended = tiles.normalise_backward(d_attended, inside.normed, inside.inverse)
+        if inverse is not None:
+            d_attended = tiles.normalise_backward(d_attended, normed, inverse)
         d_attended = d_attended + dy
-        dmixed_ref[at, :] = product(d_attended, weights.output, (1, 1)).astype(dmixed_ref.dtype)
         dx_ref[at, :] = (d_attended + dy if spec.double_residual else d_attended).astype(dx_ref.dtype)
-        found = (
-            product(mixed, d_attended, (0, 0)),
-            product(inside.normed, d_before, (0, 0)),
-            product(inside.hidden, dy, (0, 0)),
-            product(ones, d_before),
-            product(ones, dy),
-        )
-        return [total + more for total, more in zip(sums, found, strict=True)]
+        dmixed_ref[at, :] = product(d_attended, weights.output, (1, 1)).astype(dmixed_ref.dtype)
+        output = sums.output + product(mixed_ref[at, :], d_attended, (0, 0))
+        return TailWeights(output, mlp_in, mlp_in_bias, mlp_out, mlp_out_bias)
 
-    start = [jnp.zeros(ref.shape, jnp.float32) for ref in sum_refs]
+    start = TailWeights(*(jnp.zeros(ref.shape, jnp.float32) for ref in sum_refs))
     for ref, total in zip(sum_refs, lax.fori_loop(0, x_ref.shape[0] // rows, one, start), strict=True):
         ref[...] = total

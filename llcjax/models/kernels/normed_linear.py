@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,11 @@ from jaxtyping import Array, Float
 
 from llcjax.models.kernels import Products, tiles
 
+_FORWARD = tiles.Launch(rows=64, warps=4, tiles=16, stages=2)
+_BACKWARD = tiles.Launch(rows=32, warps=4, tiles=128, stages=2)
+_BACKWARD_HALF = tiles.Launch(rows=64, warps=4, tiles=64, stages=3)
+_FEW_COLUMNS = tiles.Launch(rows=32, warps=1, tiles=32, stages=3)  # of a matrix narrower than the rows
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LinearSpec:
@@ -27,57 +32,64 @@ class LinearSpec:
 
     products: Products
     layer_norm: bool
+    through: bool = True
+    """Whether the rows pass through, to be added to what comes after."""
+    result: Literal["float32"] | None = None
+    """Dtype of the map; None takes that of the rows."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def normed_linear(
     spec: LinearSpec, x_ND: Float[Array, "N D"], weight_DE: Float[Array, "D E"], bias_E: Float[Array, " E"]
-) -> tuple[Float[Array, "N E"], Float[Array, "N D"]]:
-    """The map of the normalised rows, and the rows themselves for what adds to them.
+) -> tuple[Float[Array, "N E"], Float[Array, "N D"]] | tuple[Float[Array, "N E"]]:
+    """The map of the normalised rows, and the rows themselves where something adds to them.
 
     Args:
         spec: options.
         x_ND: rows; their dtype is that of the results.
-        weight_DE: matrix, the norm's scale folded into it; E is a multiple of D.
+        weight_DE: matrix, the norm's scale folded into it; E is a multiple of D, or a power of two below it.
         bias_E: the norm's shift, mapped.
     """
     return _forward(spec, x_ND, weight_DE, bias_E)[0]
 
 
 def _forward(spec: LinearSpec, x_ND: Array, weight_DE: Array, bias_E: Array) -> tuple[Any, Any]:
-    per_program = tiles.program_rows(len(x_ND), backward=False)
+    launch = _launch(_FORWARD, weight_DE)
+    per_program = launch.program_rows(len(x_ND))
     x, (width, wide) = tiles.padded(x_ND, per_program), weight_DE.shape
     mapped = pl.pallas_call(
-        functools.partial(_forward_kernel, spec),
+        functools.partial(_forward_kernel, spec, launch.rows),
         grid=(len(x) // per_program,),
         in_specs=[tiles.rows_of_program(per_program, width), *tiles.same_for_all(weight_DE, bias_E)],
         out_specs=tiles.rows_of_program(per_program, wide),
-        out_shape=jax.ShapeDtypeStruct((len(x), wide), x.dtype),
+        out_shape=jax.ShapeDtypeStruct((len(x), wide), spec.result or x.dtype),
         interpret=spec.products.interpret,
-        compiler_params=tiles.FOUR_WARPS,
+        compiler_params=launch.compiler_params,
     )(x, weight_DE, bias_E)
-    return (mapped[: len(x_ND)], x_ND), (x_ND, weight_DE, bias_E)
+    mapped = mapped[: len(x_ND)]
+    return (mapped, x_ND) if spec.through else (mapped,), (x_ND, weight_DE, bias_E)
 
 
-def _backward(spec: LinearSpec, kept: Any, gradients: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+def _backward(spec: LinearSpec, kept: Any, gradients: tuple[Array, ...]) -> tuple[Array, Array, Array]:
     x_ND, weight_DE, bias_E = kept
-    per_program = tiles.program_rows(len(x_ND), backward=True)
-    x, d_mapped, d_through = (tiles.padded(array, per_program) for array in (x_ND, *gradients))
+    launch = _launch(_BACKWARD_HALF if tiles.is_half(x_ND.dtype) else _BACKWARD, weight_DE)
+    per_program = launch.program_rows(len(x_ND))
+    x, *padded = (tiles.padded(array, per_program) for array in (x_ND, *gradients))
     (width, wide), programs = weight_DE.shape, len(x) // per_program
     narrow, broad = (tiles.rows_of_program(per_program, size) for size in (width, wide))
     shapes = [(size, wide) for size in (width, 16)]
     dx, weight, bias = pl.pallas_call(
-        functools.partial(_backward_kernel, spec, tiles.backward_rows(x.dtype, 32)),
+        functools.partial(_backward_kernel, spec, launch.rows),
         grid=(programs,),
-        in_specs=[narrow, broad, narrow, *tiles.same_for_all(weight_DE)],
+        in_specs=[narrow, broad, *([narrow] if spec.through else []), *tiles.same_for_all(weight_DE)],
         out_specs=[narrow, *(tiles.matrix_of_program(*shape) for shape in shapes)],
         out_shape=[
             jax.ShapeDtypeStruct(x.shape, x.dtype),
             *(jax.ShapeDtypeStruct((programs, *shape), jnp.float32) for shape in shapes),
         ],
         interpret=spec.products.interpret,
-        compiler_params=tiles.FOUR_WARPS,
-    )(x, d_mapped, d_through, weight_DE)
+        compiler_params=launch.compiler_params,
+    )(x, *padded, weight_DE)
     weight, bias = jnp.sum(weight, 0), jnp.sum(bias, 0)[0]
     return dx[: len(x_ND)], weight.astype(weight_DE.dtype), bias.astype(bias_E.dtype)
 
@@ -85,33 +97,33 @@ def _backward(spec: LinearSpec, kept: Any, gradients: tuple[Array, Array]) -> tu
 normed_linear.defvjp(_forward, _backward)
 
 
+def _launch(usual: tiles.Launch, weight_DE: Array) -> tiles.Launch:
+    return _FEW_COLUMNS if weight_DE.shape[1] < weight_DE.shape[0] else usual
+
+
 def _columns(width: int, wide: int) -> list[Any]:
-    """The result in parts as wide as the rows: sizes in a kernel are powers of two."""
-    return [pl.ds(start, width) for start in range(0, wide, width)]
+    """The result in parts at most as wide as the rows: sizes in a kernel are powers of two."""
+    return [pl.ds(start, min(width, wide)) for start in range(0, wide, width)]
 
 
 def _normed(spec: LinearSpec, x: Array) -> tuple[Array, Array | None]:
     return tiles.normalise(x.astype(jnp.float32)) if spec.layer_norm else (x.astype(jnp.float32), None)
 
 
-def _forward_kernel(spec: LinearSpec, x_ref: Any, weight_ref: Any, bias_ref: Any, mapped_ref: Any) -> None:
+def _forward_kernel(spec: LinearSpec, rows: int, x_ref: Any, weight_ref: Any, bias_ref: Any, mapped_ref: Any) -> None:
     parts = _columns(*weight_ref.shape)
     weights = [(weight_ref[:, part], bias_ref[part][None, :]) for part in parts]
 
-    def one(tile: Array, carry: None) -> None:
-        at = pl.ds(tile * tiles.FORWARD_ROWS, tiles.FORWARD_ROWS)
+    def one(at: Any) -> None:
         normed, _ = _normed(spec, x_ref[at, :])
         for part, (weight, bias) in zip(parts, weights, strict=True):
             mapped_ref[at, part] = (tiles.dot(spec.products, normed, weight) + bias).astype(mapped_ref.dtype)
-        return carry
 
-    lax.fori_loop(0, x_ref.shape[0] // tiles.FORWARD_ROWS, one, None)
+    tiles.for_each(rows, x_ref, one)
 
 
-def _backward_kernel(
-    spec: LinearSpec, rows: int, x_ref: Any, d_mapped_ref: Any, d_through_ref: Any, weight_ref: Any,
-    dx_ref: Any, d_weight_ref: Any, d_bias_ref: Any,
-) -> None:  # fmt: skip
+def _backward_kernel(spec: LinearSpec, rows: int, x_ref: Any, d_mapped_ref: Any, *refs: Any) -> None:
+    *d_through_refs, weight_ref, dx_ref, d_weight_ref, d_bias_ref = refs
     product = functools.partial(tiles.dot, spec.products)
     width, wide = weight_ref.shape
     parts = _columns(width, wide)
@@ -127,10 +139,12 @@ def _backward_kernel(
             d_normed += product(d_mapped, weight, (1, 1))
             found.append((d_weight + product(normed, d_mapped, (0, 0)), d_bias + product(ones, d_mapped)))
         dx = tiles.normalise_backward(d_normed, normed, inverse) if inverse is not None else d_normed
-        dx_ref[at, :] = (dx + d_through_ref[at, :].astype(jnp.float32)).astype(dx_ref.dtype)
+        for d_through_ref in d_through_refs:
+            dx = dx + d_through_ref[at, :].astype(jnp.float32)
+        dx_ref[at, :] = dx.astype(dx_ref.dtype)
         return found
 
-    start = [(jnp.zeros((width, width), jnp.float32), jnp.zeros((16, width), jnp.float32)) for _ in parts]
+    start = [(jnp.zeros((width, part.size), jnp.float32), jnp.zeros((16, part.size), jnp.float32)) for part in parts]
     totals = lax.fori_loop(0, x_ref.shape[0] // rows, one, start)
     for part, (d_weight, d_bias) in zip(parts, totals, strict=True):
         d_weight_ref[:, part] = d_weight

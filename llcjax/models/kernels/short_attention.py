@@ -5,8 +5,8 @@ each is written and read several times around the softmax. Here a program takes 
 through scores, softmax and mixing in registers, reads queries, keys and values once and writes the mixed values once;
 backward computes the weights again instead of storing them.
 
-Scores are one product a tile, between all of its rows; those of other sequences and of later tokens are masked. That
-wastes arithmetic (twice at 32 rows of 16 tokens), which is cheap, and saves memory traffic, which is not.
+Scores are one product a tile, between all of its rows; those of other sequences and of later tokens are masked. A
+program is one warp, which needs no barriers, and loads the next tile while it works on one.
 
 Shape letters: B batch, T tokens, E three times the model width, D model width, C head width, R rows of a tile.
 """
@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from llcjax.models.kernels import Products, tiles
 
 _MASKED = -1e30
+_LAUNCH = tiles.Launch(rows=16, warps=1, tiles=8, stages=2)
 _LEAST = 16
 """Smallest side of a product on tensor cores."""
 
@@ -42,9 +42,9 @@ class AttentionSpec:
     products: Products
 
     @property
-    def rows(self) -> int:
-        """Of a tile: two sequences of 16 by a warp were fastest on one NVIDIA H200."""
-        return max(32, self.num_tokens)
+    def launch(self) -> tiles.Launch:
+        """Whole sequences a tile."""
+        return _LAUNCH._replace(rows=max(_LAUNCH.rows, self.num_tokens))
 
 
 def fits(num_tokens: int, head_width: int) -> bool:
@@ -88,26 +88,26 @@ def _call(
 ) -> list[Float[Array, "B T _"]]:
     """Runs a kernel over all tiles and heads; outputs are as many head widths wide a head as they say."""
     batch, tokens = inputs[0].shape[:2]
+    launch = spec.launch
     head_width = inputs[0].shape[2] // (3 * spec.num_heads)
+    per_program = launch.program_rows(batch * tokens)
     # Rows of zeros, whose gradient is not used, fill the last tile.
-    count = -(-batch * tokens // spec.rows)
-    missing = count * spec.rows - batch * tokens
-    flat = [jnp.pad(array.reshape(batch * tokens, -1), ((0, missing), (0, 0))) for array in inputs]
+    flat = [tiles.padded(array.reshape(batch * tokens, -1), per_program) for array in inputs]
+    rows = len(flat[0])
 
     def block(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((spec.rows, width), lambda tile, head: (tile, head))
+        return pl.BlockSpec((per_program, width), lambda program, head: (program, head))
 
     found = pl.pallas_call(
         functools.partial(kernel, spec, head_width),
-        grid=(count, spec.num_heads),
+        grid=(rows // per_program, spec.num_heads),
         in_specs=[block(array.shape[1] // spec.num_heads) for array in flat],
         out_specs=[block(widths * head_width) for widths in outputs],
         out_shape=[
-            jax.ShapeDtypeStruct((count * spec.rows, spec.num_heads * widths * head_width), inputs[0].dtype)
-            for widths in outputs
+            jax.ShapeDtypeStruct((rows, spec.num_heads * widths * head_width), inputs[0].dtype) for widths in outputs
         ],
         interpret=spec.products.interpret,
-        compiler_params=triton.CompilerParams(num_warps=spec.rows // 32, num_stages=1),
+        compiler_params=launch.compiler_params,
     )(*flat)
     return [array[: batch * tokens].reshape(batch, tokens, -1) for array in found]
 
@@ -119,8 +119,8 @@ def _parts(head_width: int) -> list[Any]:
 
 def _weights(spec: AttentionSpec, q: Array, k: Array) -> Float[Array, "R R"]:
     """Attention weights of all rows of a tile; 0 between sequences and for later tokens."""
-    row = lax.broadcasted_iota(jnp.int32, (spec.rows, spec.rows), 0)
-    seen = lax.broadcasted_iota(jnp.int32, (spec.rows, spec.rows), 1)
+    row = lax.broadcasted_iota(jnp.int32, (spec.launch.rows, spec.launch.rows), 0)
+    seen = lax.broadcasted_iota(jnp.int32, (spec.launch.rows, spec.launch.rows), 1)
     visible = (row // spec.num_tokens == seen // spec.num_tokens) & (seen <= row)
     scores = jnp.where(visible, tiles.dot(spec.products, q, k, (1, 1)) / math.sqrt(q.shape[1]), _MASKED)
     unnormalised = jnp.exp(scores - jnp.max(scores, 1, keepdims=True))
@@ -128,22 +128,28 @@ def _weights(spec: AttentionSpec, q: Array, k: Array) -> Float[Array, "R R"]:
 
 
 def _forward_kernel(spec: AttentionSpec, head_width: int, qkv_ref: Any, mixed_ref: Any) -> None:
-    q, k, v = (qkv_ref[:, part].astype(jnp.float32) for part in _parts(head_width))
-    mixed_ref[...] = tiles.dot(spec.products, _weights(spec, q, k), v).astype(mixed_ref.dtype)
+    def one(at: Any) -> None:
+        q, k, v = (qkv_ref[at, part] for part in _parts(head_width))
+        mixed_ref[at, :] = tiles.dot(spec.products, _weights(spec, q, k), v).astype(mixed_ref.dtype)
+
+    tiles.for_each(spec.launch.rows, qkv_ref, one)
 
 
 def _backward_kernel(spec: AttentionSpec, head_width: int, qkv_ref: Any, d_mixed_ref: Any, d_qkv_ref: Any) -> None:
-    parts = _parts(head_width)
-    q, k, v = (qkv_ref[:, part].astype(jnp.float32) for part in parts)
-    d_mixed = d_mixed_ref[...].astype(jnp.float32)
-    weights = _weights(spec, q, k)
-    d_weights = tiles.dot(spec.products, d_mixed, v, (1, 1))
-    along = jnp.sum(d_weights * weights, 1, keepdims=True)
-    d_scores = weights * (d_weights - along) / math.sqrt(head_width)
-    gradients = (
-        tiles.dot(spec.products, d_scores, k),
-        tiles.dot(spec.products, d_scores, q, (0, 0)),
-        tiles.dot(spec.products, weights, d_mixed, (0, 0)),
-    )
-    for part, gradient in zip(parts, gradients, strict=True):
-        d_qkv_ref[:, part] = gradient.astype(d_qkv_ref.dtype)
+    def one(at: Any) -> None:
+        parts = _parts(head_width)
+        q, k, v = (qkv_ref[at, part] for part in parts)
+        d_mixed = d_mixed_ref[at, :]
+        weights = _weights(spec, q, k)
+        d_weights = tiles.dot(spec.products, d_mixed, v, (1, 1))
+        along = jnp.sum(d_weights * weights, 1, keepdims=True)
+        d_scores = weights * (d_weights - along) / math.sqrt(head_width)
+        gradients = (
+            tiles.dot(spec.products, d_scores, k),
+            tiles.dot(spec.products, d_scores, q, (0, 0)),
+            tiles.dot(spec.products, weights, d_mixed, (0, 0)),
+        )
+        for part, gradient in zip(parts, gradients, strict=True):
+            d_qkv_ref[at, part] = gradient.astype(d_qkv_ref.dtype)
+
+    tiles.for_each(spec.launch.rows, qkv_ref, one)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -12,22 +13,34 @@ from jaxtyping import Array, Float
 
 from llcjax.models.kernels import NORM_EPSILON, Products
 
-FORWARD_ROWS = 64
-"""Of a tile."""
-_FORWARD_PROGRAM = 1024  # rows, for which a program loads the weights once
-_BACKWARD_PROGRAM = 4096  # rows, of which a program leaves gradients of all weights, added up outside
-FOUR_WARPS = triton.CompilerParams(num_warps=4, num_stages=1)
-_BFLOAT16 = lax.DotAlgorithmPreset.BF16_BF16_F32
+_OPERANDS = {lax.DotAlgorithmPreset.BF16_BF16_F32: jnp.bfloat16, lax.DotAlgorithmPreset.F16_F16_F32: jnp.float16}
 
 
-def backward_rows(dtype: Any, narrow: int) -> int:
-    """Of a tile backward: `narrow` in float32, where operands and sums of gradients would not fit the registers."""
-    return narrow if jnp.dtype(dtype).itemsize == 4 else 64
+class Launch(NamedTuple):
+    """How a kernel is cut up."""
+
+    rows: int
+    """Of a tile."""
+    warps: int
+    """Of a program."""
+    tiles: int
+    """Of a program, which loads the weights once and, backward, leaves gradients of them to be added up outside."""
+    stages: int
+    """2 loads the next tile while the program works on one, 3 the next two; each takes shared memory."""
+
+    def program_rows(self, count: int) -> int:
+        """Of a program, fewer where there are few rows."""
+        return min(self.rows * self.tiles, max(self.rows, 1 << (count - 1).bit_length()))
+
+    @property
+    def compiler_params(self) -> triton.CompilerParams:
+        """What the compiler is to know."""
+        return triton.CompilerParams(num_warps=self.warps, num_stages=self.stages)
 
 
-def program_rows(count: int, backward: bool) -> int:
-    """Of a program, fewer where there are few rows."""
-    return min(_BACKWARD_PROGRAM if backward else _FORWARD_PROGRAM, max(FORWARD_ROWS, 1 << (count - 1).bit_length()))
+def is_half(dtype: Any) -> bool:
+    """Whether elements have 16 bits."""
+    return jnp.dtype(dtype).itemsize == 2
 
 
 def padded(array: Float[Array, "N D"], multiple: int) -> Float[Array, "M D"]:
@@ -51,6 +64,11 @@ def matrix_of_program(rows: int, width: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, rows, width), lambda program: (program, 0, 0))
 
 
+def for_each(rows: int, ref: Any, one: Callable[[Any], None]) -> None:
+    """Calls `one` with the rows of each tile of a program in turn."""
+    lax.fori_loop(0, ref.shape[0] // rows, lambda tile, carry: one(pl.ds(tile * rows, rows)), None)
+
+
 def row_of_ones(rows: int) -> Float[Array, "16 R"]:
     """Times a tile it is the sum over its rows, as a product, which needs no barrier; 16 is its least height."""
     return jnp.ones((16, rows), jnp.float32)
@@ -58,10 +76,12 @@ def row_of_ones(rows: int) -> Float[Array, "16 R"]:
 
 def dot(products: Products, a: Array, b: Array, sides: tuple[int, int] = (1, 0)) -> Array:
     """Product over one axis of each, added up in float32."""
-    if {a.dtype, b.dtype} != {jnp.dtype(jnp.bfloat16)} or products.algorithm not in (None, _BFLOAT16):
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     axes = (((sides[0],), (sides[1],)), ((), ()))
-    return lax.dot_general(a, b, axes, precision=products.algorithm, preferred_element_type=jnp.float32)
+    # As the compiler would round them, but before they go through shared memory.
+    dtype = _OPERANDS.get(products.algorithm, jnp.float32)
+    a, b = a.astype(dtype), b.astype(dtype)
+    algorithm = None if products.interpret else products.algorithm
+    return lax.dot_general(a, b, axes, precision=algorithm, preferred_element_type=jnp.float32)
 
 
 def normalise(x: Float[Array, "R D"]) -> tuple[Float[Array, "R D"], Float[Array, "R 1"]]:
