@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from llcjax.estimators import kept_draws
-from llcjax.observables import INIT_PROBE, PROBE
+from llcjax.observables import INIT_PROBE, PROBE, weighted
 
 GROUP = ("checkpoint", "setting")
 
@@ -156,8 +156,8 @@ def susceptibilities(
             and in devinterp (phi_C holds a delta function of the weights outside C, so that the two expectations
             belong to two posteriors). None takes it over the component's own chains: a covariance, free of what
             differs between the two.
-        init_loss: L(w*), which matters with `full` alone; None takes that of the probe `reference`. devinterp takes
-            its init loss, on batches of the sampling data.
+        init_loss: L(w*), which matters with `full` alone; None takes that of the probe `reference` or, in stores of
+            devinterp, theirs, on batches of the sampling data.
         correlation: divides by the standard deviations of phi and of ell - L; not with `full`.
         num_burnin_steps: as in `bif`.
 
@@ -351,8 +351,12 @@ def _shift_sums(
     """Moments of a = L - L(w*) and b = ell - L, which are linear in the losses that the sweep has moments of."""
     across = _sums(sweep, reference, probe, num_burnin_steps)
     within = _sums(sweep, reference, reference, num_burnin_steps)
-    share = _shares(sweep, reference)
-    start = np.nan_to_num(sweep[INIT_PROBE + reference].values.reshape(sweep.sizes["checkpoint"], -1)) @ share
+    counts = weighted(sweep, reference).reshape(-1)
+    share = counts / counts.sum()
+    if INIT_PROBE + reference in sweep:
+        start = np.nan_to_num(sweep[INIT_PROBE + reference].values.reshape(sweep.sizes["checkpoint"], -1)) @ share
+    else:
+        start = sweep["init_loss"].values
     start = start if init_loss is None else np.full_like(start, init_loss)
     mean = across.mean_a @ share
     product = np.einsum("a,...ab->...b", share, across.scatter)  # of L and ell
@@ -365,12 +369,6 @@ def _shift_sums(
         square,
         across.squares_b - 2 * product + square,
     )
-
-
-def _shares(sweep: xr.Dataset, probe: str) -> np.ndarray:
-    """Share of each example or token of a probe in its mean loss; 0 at positions of weight 0."""
-    counts = np.isfinite(sweep[INIT_PROBE + probe].isel(checkpoint=0).values).reshape(-1)
-    return counts / counts.sum()
 
 
 def _row_of_full(sweep: xr.Dataset, names: np.ndarray, full: str) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from llcjax.estimators import excess_loss, kept_draws
-from llcjax.observables import INIT_PROBE, PROBE
+from llcjax.observables import PROBE, weighted
 from llcjax.store import save_dataset
 
 
@@ -54,39 +54,14 @@ def export_devinterp(
     if bool((one["first_nonfinite_step"] >= 0).any()) or not bool(np.isfinite(one["loss"]).all()):
         raise ValueError("a chain of this checkpoint broke or is not finished; export another one.")
     probes = {str(name).removeprefix(PROBE): _by_position(one, str(name)) for name in one if _is_probe(name)}
-    lengths = {losses.shape[-1] for losses in probes.values() if losses.ndim == 4}
-    if len(lengths) > 1:
-        raise ValueError(f"the probes have {sorted(lengths)} positions, but a store of devinterp has one number.")
-    length = lengths.pop() if lengths else 1
-    loss = one["loss"].transpose("chain", "draw").values.astype(np.float32)
-    baseline = (one["loss"] - excess_loss(one)).transpose("chain", "draw").values.mean(1)
-    # One example a step, each position with the loss of the batch: its mean is the loss.
-    spread = np.broadcast_to(loss[:, :, None, None], (*loss.shape, 1, length))
-    variables: dict[str, Any] = {
-        "init_loss": (("chain", "token_pos"), np.repeat(baseline[:, None], length, 1).astype(np.float32)),
-        "sampling_loss": (("chain", "draw", "batch", "token_pos"), spread),
-        "sampling_loss_micro": (("chain", "step", "batch_sampling", "token_pos"), spread),
-        "sampling_input_ids_micro": (
-            ("chain", "step", "batch_sampling", "token"),
-            np.zeros((*loss.shape, 1, length + 1), np.int64),
-        ),
-    }
+    length = _num_positions(probes)
+    variables = _sampling_losses(one, length)
     for name, losses in probes.items():
-        losses = losses if losses.ndim == 4 else np.repeat(losses[..., None], length, -1)
-        ids = np.zeros((losses.shape[2], length + 1), np.int64)
-        if tokens is not None and name in tokens:
-            ids = np.asarray(tokens[name], np.int64)
-            if ids.shape != (losses.shape[2], length + 1):
-                raise ValueError(
-                    f"tokens[{name!r}] has shape {ids.shape}, but its losses ask for {(losses.shape[2], length + 1)}."
-                )
-        variables[f"loss_{name}"] = (("chain", "draw", f"batch_{name}", "token_pos"), losses.astype(np.float32))
-        variables[f"input_ids_{name}"] = ((f"batch_{name}", "token"), ids)
-    sampler = _sampler_facts(one, loss.shape)
+        variables |= _observable(name, losses, length, (tokens or {}).get(name))
     facts = {
-        "sampler": sampler,
+        "sampler": _sampler_facts(one, (one.sizes["chain"], one.sizes["draw"])),
         "observables": [{"type": "ObserveDifferentDataset", "obs_id": name, "batches_per_draw": 1} for name in probes],
-        "chain_buffer_size": min(50, loss.shape[1]),
+        "chain_buffer_size": min(50, one.sizes["draw"]),
         "shared_observable_dims": ["token", "token_pos"],
         "tokenizer_context_length": length + 1,
     }
@@ -101,10 +76,41 @@ def _is_probe(name: Any) -> bool:
 def _by_position(one: xr.Dataset, name: str) -> np.ndarray:
     """Losses of a probe as `(chain, draw, example[, position])`, without the positions of no weight."""
     losses = one[name].transpose("chain", "draw", ...).values
-    if losses.ndim == 3:
-        return losses
-    weighted = np.isfinite(one[INIT_PROBE + name.removeprefix(PROBE)].values).all(0)
-    return losses[..., weighted]
+    return losses if losses.ndim == 3 else losses[..., weighted(one, name.removeprefix(PROBE)).all(0)]
+
+
+def _num_positions(probes: Mapping[str, np.ndarray]) -> int:
+    lengths = {losses.shape[-1] for losses in probes.values() if losses.ndim == 4}
+    if len(lengths) > 1:
+        raise ValueError(f"the probes have {sorted(lengths)} positions, but a store of devinterp has one number.")
+    return lengths.pop() if lengths else 1
+
+
+def _sampling_losses(one: xr.Dataset, length: int) -> dict[str, Any]:
+    """The losses of the chains themselves: one example a step, each position with the loss of the batch."""
+    loss = one["loss"].transpose("chain", "draw").values.astype(np.float32)
+    baseline = (one["loss"] - excess_loss(one)).transpose("chain", "draw").values.mean(1)
+    spread = np.broadcast_to(loss[:, :, None, None], (*loss.shape, 1, length))
+    ids = np.zeros((*loss.shape, 1, length + 1), np.int64)
+    return {
+        "init_loss": (("chain", "token_pos"), np.repeat(baseline[:, None], length, 1).astype(np.float32)),
+        "sampling_loss": (("chain", "draw", "batch", "token_pos"), spread),
+        "sampling_loss_micro": (("chain", "step", "batch_sampling", "token_pos"), spread),
+        "sampling_input_ids_micro": (("chain", "step", "batch_sampling", "token"), ids),
+    }
+
+
+def _observable(name: str, losses: np.ndarray, length: int, tokens: Any) -> dict[str, Any]:
+    """The losses and the tokens of a probe."""
+    losses = losses if losses.ndim == 4 else np.repeat(losses[..., None], length, -1)
+    shape = (losses.shape[2], length + 1)
+    ids = np.zeros(shape, np.int64) if tokens is None else np.asarray(tokens, np.int64)
+    if ids.shape != shape:
+        raise ValueError(f"tokens[{name!r}] has shape {ids.shape}, but its losses ask for {shape}.")
+    return {
+        f"loss_{name}": (("chain", "draw", f"batch_{name}", "token_pos"), losses.astype(np.float32)),
+        f"input_ids_{name}": ((f"batch_{name}", "token"), ids),
+    }
 
 
 def _sampler_facts(one: xr.Dataset, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -132,9 +138,13 @@ def import_devinterp(path: Path | str) -> xr.Dataset:
         path: folder that its `sample` wrote.
 
     Returns:
-        What `llcjax.sweep` returns, as far as the store knows: `loss` of every draw after its burn-in, `init_loss`,
-        and `probe_NAME` for each observable, with tokens. `llcjax.estimates` and the covariances take it. devinterp
-        records observables after the step whose loss it records.
+        What `llcjax.sweep` returns, as far as the store knows: `loss` of every draw after its burn-in, `baseline_loss`
+        (the init loss of the chain, whose batches are the first ones of the chain), `probe_NAME` for each observable,
+        with tokens, and `distance` where its metrics were saved. `llcjax.estimates` and the covariances take it.
+        Stores of several components become one sweep by `xr.concat(..., "setting", data_vars="minimal")` with a
+        coordinate `component`. devinterp records observables after the step whose loss it records, and no losses
+        of the observables at the checkpoint: susceptibilities start from `init_loss`. Where its chains share their
+        batches (its default), the standard error lacks what these have in common.
 
     Raises:
         ValueError: the folder holds no such store, or an incomplete one.
@@ -142,43 +152,56 @@ def import_devinterp(path: Path | str) -> xr.Dataset:
     try:
         store = xr.open_zarr(str(path), consolidated=False, chunks=None).load()
         sampler = store.attrs["metadata"]["config"]["sampler"]
-        loss, init = store["sampling_loss"], store["init_loss"]
+        loss, init = (store[name].astype(np.float64) for name in ("sampling_loss", "init_loss"))
     except Exception as error:  # zarr and xarray raise many types on what is no store
         raise ValueError(f"{path} is no store of devinterp 2.0 ({type(error).__name__}: {error}).") from error
     if store.attrs.get("completed") != 1:
         raise ValueError(f"{path} was not completed by devinterp; sample again.")
     trace = loss.mean(["batch", "token_pos"]).transpose("chain", "draw").values
-    broken = ~np.isfinite(trace).all(1)
-    chains, draws = trace.shape
-    burnin, between = int(sampler.get("num_burnin_steps", 0)), int(sampler.get("num_steps_bw_draws", 1))
+    steps = int(sampler.get("num_burnin_steps", 0)) + int(sampler.get("num_steps_bw_draws", 1)) * np.arange(
+        trace.shape[1]
+    )
     group, dims = ("checkpoint", "setting"), ("checkpoint", "setting", "chain", "draw")
     variables: dict[str, Any] = {
         "loss": (dims, trace[None, None]),
-        "distance": (dims, np.full((1, 1, chains, draws), np.nan)),
+        "baseline_loss": (dims, np.broadcast_to(init.mean("token_pos").values[:, None], trace.shape)[None, None]),
+        "distance": (dims, _distances(store, steps, trace.shape)[None, None]),
         "init_loss": (("checkpoint",), [float(init.mean())]),
-        "init_loss_stderr": (("checkpoint",), [float(init.mean("token_pos").std(ddof=1) / np.sqrt(chains))]),
-        "first_nonfinite_step": ((*group, "chain"), np.where(broken, burnin, -1)[None, None]),
-        "num_draws_done": (group, np.full((1, 1), draws)),
+        "first_nonfinite_step": ((*group, "chain"), _first_broken(trace, steps)[None, None]),
+        "num_draws_done": (group, np.full((1, 1), trace.shape[1])),
     }
     for variable in store.data_vars:
-        name = str(variable)
-        if name.startswith("loss_"):
+        if (name := str(variable)).startswith("loss_"):
             probe = name.removeprefix("loss_")
             values = store[name].transpose("chain", "draw", f"batch_{probe}", "token_pos").values
-            inner = (f"{PROBE}{probe}_0", f"{PROBE}{probe}_1")
-            variables[PROBE + probe] = ((*dims, *inner), values[None, None])
-            # What devinterp does not store: the losses at the checkpoint itself; the first draw is nearest.
-            variables[INIT_PROBE + probe] = (("checkpoint", *inner), values[:, 0].mean(0)[None])
+            variables[PROBE + probe] = ((*dims, f"{PROBE}{probe}_0", f"{PROBE}{probe}_1"), values[None, None])
     return xr.Dataset(
         variables,
         coords={
             "checkpoint": [0],
             "setting": [0],
-            "chain": np.arange(chains),
-            "draw": burnin + between * np.arange(draws),
+            "chain": np.arange(trace.shape[0]),
+            "draw": steps,
             "n_beta": ("setting", [float(sampler["n_beta"])]),
             "localization": ("setting", [float(sampler.get("localization", 0.0))]),
             "step_size": ("setting", [float(sampler["lr"])]),
         },
-        attrs={"num_burnin_steps": burnin, "num_params": float("nan"), "wall_seconds": 0.0},
+        attrs={
+            "num_burnin_steps": int(steps[0]),
+            "num_params": float(store.attrs.get("metrics_numel", np.nan)),
+            "wall_seconds": 0.0,
+        },
     )
+
+
+def _first_broken(trace: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The step of the first draw of each chain whose loss is not finite; -1 for none."""
+    broken = ~np.isfinite(trace)
+    return np.where(broken.any(1), steps[broken.argmax(1)], -1)
+
+
+def _distances(store: xr.Dataset, steps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Distances from the checkpoint before each recorded step, which devinterp stores with `save_metrics`."""
+    if "metrics_distance" not in store:
+        return np.full(shape, np.nan)
+    return store["metrics_distance"].transpose("chain", "step").values[:, steps]

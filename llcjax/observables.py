@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array, Float
 
 from llcjax.types import Batch, LossFn, Observe, Params
@@ -95,6 +96,18 @@ def feature_table(observed: Any) -> list[tuple[str, list[int]]]:
     """Names and shapes of the observables in the order of `as_vector`."""
     named = observed if isinstance(observed, dict) else {"observed": observed}
     return [(name, list(np.shape(named[name]))) for name in sorted(named)]
+
+
+def weighted(sweep: xr.Dataset, probe: str) -> np.ndarray:
+    """Which losses of a probe count: a mask `(example,)` or `(example, position)`.
+
+    Positions of weight 0 are NaN at the checkpoints. Where a sweep has no losses there (devinterp), all count.
+    """
+    if INIT_PROBE + probe in sweep:
+        known = sweep[INIT_PROBE + probe]
+        return np.isfinite(known.isel(checkpoint=0).values if "checkpoint" in known.dims else known.values)
+    losses = sweep[PROBE + probe]
+    return np.ones([losses.sizes[dim] for dim in losses.dims if str(dim).startswith(PROBE)], bool)
 
 
 def check_probes(loss_fn: LossFn, params: Params, probes: Mapping[str, Batch]) -> None:

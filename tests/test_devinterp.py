@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 
 import jax
@@ -23,6 +24,7 @@ from llcjax import (
 )
 from llcjax.checkpoints import bank_of
 
+HERE = Path(__file__).parent
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 5, (40, 6)).astype(np.int32)
 PARAMS = {"table": RNG.normal(size=(5, 5)).astype(np.float32), "bias": np.zeros(5, np.float32)}
@@ -68,13 +70,18 @@ def exported(facts, folder):
     return folder
 
 
-def test_devinterp_computes_the_same(facts, tmp_path):
+def with_devinterp(*arguments):
+    """Runs a Python that has devinterp, or skips."""
     python = os.environ.get("DEVINTERP_PYTHON", "")
     if not Path(python).is_file():
         pytest.skip("compares with devinterp 2.0.1: set DEVINTERP_PYTHON to a Python that has it")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([python, *map(str, arguments)], check=True, env=environment, timeout=280)
+
+
+def test_devinterp_computes_the_same(facts, tmp_path):
     folder = exported(facts, tmp_path)
-    subprocess.run([python, "-c", SCRIPT, str(folder)], check=True, env=environment, timeout=280)
+    with_devinterp("-c", SCRIPT, folder)
     theirs = np.load(folder / "theirs.npz")
     table = estimates(facts)
     np.testing.assert_allclose(theirs["llc"], table["llc"][0, 0], rtol=1e-5, atol=1e-5)
@@ -99,7 +106,65 @@ def test_devinterp_computes_the_same(facts, tmp_path):
     np.testing.assert_allclose(theirs["sus"][:, 0], ours.values.reshape(4, 6)[:, :-1].ravel(), atol=1e-5)
 
 
-def test_a_store_of_theirs_is_read_back(facts, tmp_path):
+@pytest.fixture(scope="module", params=["stored", "sampled"])
+def samples(request, tmp_path_factory):
+    """A folder of devinterp's own stores with what its functions make of them: from the archive, and sampled anew."""
+    folder = tmp_path_factory.mktemp("samples")
+    if request.param == "stored":
+        with tarfile.open(HERE / "data" / "devinterp.tar.xz") as archive:
+            archive.extractall(folder, filter="data")
+    else:
+        with_devinterp(HERE / "devinterp_samples.py", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["full", "bias", "late"])
+def test_stores_of_devinterp_are_read(samples, name):
+    """The same LLC and influences of every pair of tokens, to 1e-5, from stores that devinterp sampled itself."""
+    theirs, read = np.load(samples / "theirs.npz"), import_devinterp(samples / name)
+    # Its LLC averages over the burn-in too; ours begins after it, which is the end of its trace.
+    steps = read["draw"].values
+    init_loss = float(theirs[f"{name}_init"])
+    after = 20 * (theirs[f"{name}_trace"][:, steps].mean(dtype=np.float64) - init_loss)
+    llc = estimates(read)["llc"].values[0, 0]
+    np.testing.assert_allclose(llc, after, rtol=1e-5, atol=1e-5)
+    if name == "late":
+        assert steps.tolist() == list(range(4, 20, 2)) and read.attrs["num_params"] == 30
+        assert np.all(read["distance"].values > 0)
+    else:
+        np.testing.assert_allclose(llc, theirs[f"{name}_llc"], rtol=1e-5, atol=1e-5)
+    count = 4  # examples of `data`, which come first in theirs; those of `other` are 2, of 3 tokens each
+    for kind in ("correlation", "covariance"):
+        table = theirs[f"{name}_{kind}"].transpose(0, 2, 1, 3)
+        ours = bif(read, "data", "other", correlation=kind == "correlation")["bif"].values[0, 0]
+        np.testing.assert_allclose(-ours, table[:count, :, count:].reshape(12, 6), atol=1e-5)
+        kernel = loss_kernel(read, "data", correlation=kind == "correlation")["kernel"].values[0, 0]
+        np.testing.assert_allclose(kernel, table[:count, :, :count].reshape(12, 12), atol=1e-5)
+
+
+def test_stores_of_components_join(samples):
+    """Susceptibilities over devinterp's stores of two components are its own."""
+    stores = [import_devinterp(samples / name) for name in ("full", "bias")]
+    joined = xr.concat(stores, "setting", data_vars="minimal").assign_coords(component=("setting", ["full", "bias"]))
+    ours = susceptibilities(joined, "other", "data", full="full")["susceptibility"].values[0, 1]
+    theirs = np.load(samples / "theirs.npz")["susceptibilities"][:, 0]
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    assert np.abs(theirs).max() > 1e-3
+
+
+def test_chains_that_devinterp_lost_are_left_out(samples, tmp_path):
+    """devinterp keeps a chain that broke, as rows of NaN, and calls the store complete."""
+    store = xr.open_zarr(samples / "full", consolidated=False).load()
+    store["sampling_loss"][1, 5:] = np.nan
+    store.drop_encoding().to_zarr(tmp_path / "lost", consolidated=False)
+    read = import_devinterp(tmp_path / "lost")
+    assert read["first_nonfinite_step"].values.tolist() == [[[-1, 5]]]
+    table = estimates(read)
+    assert table["num_chains_used"].item() == 1 and np.isfinite(table["llc_stderr"].item())
+    np.testing.assert_allclose(table["llc"], estimates(import_devinterp(samples / "full"))["llc_per_chain"][..., 0])
+
+
+def test_what_was_exported_is_read_back(facts, tmp_path):
     """What was exported comes back as the draws after the burn-in; the layout is that of devinterp's own stores."""
     folder = exported(facts, tmp_path)
     read = import_devinterp(folder / "full")
