@@ -15,13 +15,16 @@ import jax
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.storage import MemoryStore
+from xarray.core.indexing import LazilyIndexedArray
+from zarr.storage import LocalStore, MemoryStore
+
+from llcjax.chunks import ChunkedArray
 
 FORMAT = 1
 """Version of the layout."""
 
 _CHUNKS_AT_ONCE = 64
-_NAN = float("nan")
+_CHUNK_NAMES = {"name": "default", "configuration": {"separator": "/"}}
 LONG_NAMES = {
     "loss": "L(w_t) on the batch of the step",
     "baseline_loss": "L(w*) on the same batch",
@@ -267,10 +270,26 @@ def _dataset(group: zarr.Group) -> xr.Dataset:
     # Decoding one chunk at a time takes twice as long: a visit to a thread costs more than a small chunk.
     with zarr.config.set({"codec_pipeline.batch_size": _CHUNKS_AT_ONCE}):
         dataset = xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+    if isinstance(group.store, LocalStore):
+        direct = {name: _direct(array, group.store.root / name) for name, array in group.arrays() if _is_plain(array)}
+        dataset = dataset.assign({name: (dataset[name].dims, one, dataset[name].attrs) for name, one in direct.items()})
     if "component" in dataset.coords:  # numbers in the store, as zarr 3 has no stable format for text
         names = np.asarray(dataset.attrs["components"])
         dataset = dataset.assign_coords(component=("setting", names[dataset["component"].values]))
     return dataset
+
+
+def _is_plain(array: zarr.Array[Any]) -> bool:
+    """Whether the chunks of an array along draws are laid out as `SweepStore.allocate` does."""
+    facts = cast("dict[str, Any]", array.metadata.to_dict())
+    if "draw" not in _dims(array)[1:]:
+        return False
+    codecs = [(codec["name"], codec.get("configuration", {}).get("endian", "little")) for codec in facts["codecs"]]
+    return codecs == [("bytes", "little"), ("zstd", "little")] and facts["chunk_key_encoding"] == _CHUNK_NAMES
+
+
+def _direct(array: zarr.Array[Any], folder: Path) -> LazilyIndexedArray:
+    return LazilyIndexedArray(ChunkedArray(folder, array.shape, array.chunks, array.dtype, array.fill_value))
 
 
 def save_dataset(dataset: xr.Dataset, path: Path | str) -> None:
