@@ -19,7 +19,7 @@ LAYER = {
     "covariances": 10, "free_energy": 10, "devinterp": 10, "streamed": 4,
     "correlation": 7, "convergence": 7, "curve_csv": 7, "curve_process": 7, "chunks": 3,
     "curves": 8, "boundaries": 9, "paper_curve": 9, "selection": 9,
-    "estimate": 10, "verify": 10, "stages": 10, "agreement": 11, "sensitivity": 10, "calibrate": 10,
+    "estimate": 10, "comparison": 10, "verify": 10, "stages": 10, "agreement": 11, "sensitivity": 10, "calibrate": 10,
     "plots": 11, "report": 12,
     "pipelines": 13, "bench": 14, "cli": 15, "__init__": 16, "__main__": 16,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: `llcjax run | train | calibrate | sweep | stages | report | verify | bench`.
+"""The command line: `llcjax run | train | calibrate | sweep | stages | report | rerun | verify | bench`.
 
 Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130;
 SIGTERM likewise, with 75.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from llcjax import _compat, processes
 from llcjax.cli.arguments import shell
-from llcjax.cli.experiment import make_report, run_calibration, run_experiment
+from llcjax.cli.experiment import make_report, rerun_and_compare, run_calibration, run_experiment
 from llcjax.cli.pretrained import sweep_pretrained
 from llcjax.cli.tools import find_and_print_stages, run_benchmark, run_verification
 from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted
@@ -26,6 +26,7 @@ usage: llcjax COMMAND ...
   sweep --model DIR [DIR ...] --tokens FILE   the LLC sweep of models that others trained
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
   report DIR          estimates, stages and report of a finished sweep again
+  rerun STORE         a finished sweep again from what its store says, compared array by array
   verify              known answers: true value, estimate, error and verdict of every case on this machine
   bench               chain-steps a second on this machine, against what its arithmetic can do
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sweep": lambda rest: sweep_pretrained(rest) if "--model" in rest else run_experiment("sweep", rest),
         "stages": find_and_print_stages,
         "report": make_report,
+        "rerun": rerun_and_compare,
         "verify": run_verification,
         "bench": run_benchmark,
     }

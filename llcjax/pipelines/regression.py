@@ -134,12 +134,22 @@ class RegressionRun:
                     out=path,
                     mask=mask,
                     chance=experiment.task.chance,
-                    attrs={"command": self.command},
+                    attrs={"command": self.command, "rerun": json.dumps(self._recipe(seed))},
                     progress=self.progress and not done,
                 )
             if not done and processes.is_first():
                 self.say(f"sweep of seed {seed} -> {path}")
         return results
+
+    def _recipe(self, seed: int) -> dict[str, Any]:
+        """What `llcjax rerun` makes the sweep of a seed from; `models` as seen from the store."""
+        one = dataclasses.replace(
+            self.experiment, sweep_seeds=(seed,), num_checkpoints=self.num_checkpoints(seed), further=()
+        )
+        if one.bank is not None:
+            one = dataclasses.replace(one, bank=str(Path(one.bank).absolute()))
+        models = os.path.relpath(self.models, self._sweep_path(seed))
+        return {"pipeline": "regression", "options": as_dict(one), "models": models}
 
     def finished(self) -> Iterator[tuple[int, CheckpointBank, xr.Dataset]]:
         """Seed, checkpoints and sweep of every seed whose sweep is complete."""
