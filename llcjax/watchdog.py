@@ -73,7 +73,7 @@ class Watchdog:
     def _say(self, waited: float, patience: float) -> None:
         pid = os.getpid()
         warnings.warn(
-            f"the devices have worked on {self._work} for {waited:.3g} s, which should take less than {patience:.3g} s. "
+            f"the devices are at {self._work} for {waited:.3g} s, which should take less than {patience:.3g} s. "
             f"If they hang, end process {pid} (kill -9 {pid}) and run again: {self._kept}.",
             RuntimeWarning,
             stacklevel=2,
