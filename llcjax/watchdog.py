@@ -11,11 +11,11 @@ from collections.abc import Generator
 from typing import Self
 
 FIRST_PATIENCE = 600.0
-"""Seconds that the first wait may take before anything is said: it compiles, and nothing tells how long."""
+"""Seconds that the first two waits may take before anything is said: the first compiles, and tells nothing."""
 LEAST_PATIENCE = 60.0
 """Seconds that every wait may take."""
 FACTOR = 20.0
-"""How many times as long as the longest wait before it, for each unit of work, a wait may take."""
+"""How many times as long as the slowest wait before it, by the unit of work, a wait may take."""
 
 
 class Watchdog:
@@ -28,7 +28,8 @@ class Watchdog:
     def __init__(self, work: str, kept: str) -> None:
         """Takes what is waited for, and what becomes of the results so far, for the sentence."""
         self._work, self._kept = work, kept
-        self._slowest: float | None = None  # seconds for one unit of work
+        self._slowest: float | None = None  # seconds for one unit of work, once the first wait is over
+        self._compiled = False
         self._wait: tuple[float, float] | None = None  # since when, and for how long before it is said
         self._ended = threading.Event()
 
@@ -57,7 +58,9 @@ class Watchdog:
             yield
         finally:
             self._wait = None
-        self._slowest = max(self._slowest or 0.0, (time.monotonic() - since) / amount)
+        if self._compiled:
+            self._slowest = max(self._slowest or 0.0, (time.monotonic() - since) / amount)
+        self._compiled = True
 
     def _watch(self) -> None:
         said: tuple[float, float] | None = None  # the wait that was reported, and for how long it had lasted

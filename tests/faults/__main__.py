@@ -14,7 +14,7 @@ RESULTS = ROOT / "tests" / "faults" / "results.json"
 
 def main(names):
     for name in names or FAULTS:
-        fault, tries = FAULTS[name]
+        fault, tries, _ = FAULTS[name]
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             row = fault(tries, 0, Path(folder))
