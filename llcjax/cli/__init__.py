@@ -14,7 +14,7 @@ from llcjax.cli.arguments import shell
 from llcjax.cli.experiment import make_report, rerun_and_compare, run_calibration, run_experiment
 from llcjax.cli.pretrained import sweep_pretrained
 from llcjax.cli.tools import find_and_print_stages, run_benchmark, run_verification
-from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted
+from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted, Terminated, sigterm_raises
 
 OVERVIEW = """\
 usage: llcjax COMMAND ...
@@ -60,10 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command in ("run", "sweep") and ("--distributed" in rest or processes.launched_by_slurm()):
             processes.join()
         _compat.enable_compilation_cache()
-        commands[command](rest)
+        with sigterm_raises():
+            commands[command](rest)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"llcjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"\nllcjax: {stop or 'stopped'}. Go on with: {shell(arguments)}", file=sys.stderr)
-        raise SystemExit(PREEMPTED_EXIT_CODE if isinstance(stop, Preempted) else 130) from None
+        raise SystemExit(PREEMPTED_EXIT_CODE if isinstance(stop, Preempted | Terminated) else 130) from None
