@@ -63,9 +63,10 @@ def _recipe(store: Path) -> dict[str, Any]:
     recipe = facts.attrs.get("rerun")
     if recipe is None:
         raise ValueError(
-            f"{store} cannot be made again from itself: it holds config, key and a fingerprint of what went in, but the "
-            f"loss function, the checkpoints and the data came from Python. Stores of {COMMANDS} can; otherwise call "
-            "llcjax.sweep with the same arguments and compare with llcjax.compare_sweeps."
+            f"{store} cannot be made again from itself: it holds config, key and a fingerprint of all that went in; "
+            "but the loss function, the checkpoints and the data came from Python. "
+            f"Stores of {COMMANDS} can be; here, call llcjax.sweep with the same arguments again and compare with "
+            "llcjax.compare_sweeps."
         )
     try:
         return {"models": ".", **json.loads(recipe)}
