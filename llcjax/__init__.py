@@ -14,6 +14,7 @@ _compat.check_versions()
 from llcjax.calibrate import Calibration, calibrate  # noqa: E402
 from llcjax.chain import Recording, run_chain  # noqa: E402
 from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank  # noqa: E402
+from llcjax.comparison import compare_sweeps  # noqa: E402
 from llcjax.components import component_masks, head_names  # noqa: E402
 from llcjax.config import Setting, SweepConfig  # noqa: E402
 from llcjax.covariances import (  # noqa: E402
@@ -65,6 +66,7 @@ __all__ = [
     "bif",
     "calibrate",
     "chain_covariance",
+    "compare_sweeps",
     "component_masks",
     "decoder",
     "estimate_llc",

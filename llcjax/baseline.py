@@ -75,7 +75,7 @@ def write_prior_losses(job: Job, store: SweepStore) -> None:
 def write_probe_losses(job: Job, store: SweepStore) -> None:
     """Losses of every checkpoint on the probe batches; NaN at positions that have no weight."""
     for name, batch in job.probes.items():
-        if INIT_PROBE + name in store.group:
+        if store.holds(INIT_PROBE + name):
             continue
         at = jax.jit(
             functools.partial(probe_losses, job.loss_fn, per_position=job.per_position, without_weight=float("nan"))

@@ -19,7 +19,11 @@ import orbax.checkpoint as ocp
 from jaxtyping import Int
 
 from llcjax import show, trees
+from llcjax.output_folder import write_text
 from llcjax.types import Params
+
+_UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the name of a folder that orbax has not finished, and moves to its place when it has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,16 +137,17 @@ def bank_of(params: Params, step: int = 0) -> CheckpointBank:
 
 
 def save_bank(bank: CheckpointBank, path: Path | str) -> None:
-    """Saves a bank: one orbax checkpoint `params`, and `bank.json` with steps, config and metrics."""
+    """Saves a bank: one orbax checkpoint `params`, and `bank.json` with steps, config, metrics and a hash of both."""
     path = Path(path).absolute()
     save_tree(bank.params, path / "params")
     facts = {
+        "fingerprint": bank.fingerprint(),
         "steps": bank.steps.tolist(),
         "config": bank.config,
         "metrics": {name: np.asarray(values).tolist() for name, values in bank.metrics.items()},
     }
     # Written last: a folder without it is not a bank.
-    (path / "bank.json").write_text(json.dumps(facts))
+    write_text(path / "bank.json", json.dumps(facts))
 
 
 def is_bank(path: Path | str) -> bool:
@@ -154,20 +159,32 @@ def load_bank(path: Path | str) -> CheckpointBank:
     """Loads a saved bank.
 
     Raises:
-        ValueError: the folder holds no bank, or a broken one.
+        ValueError: the folder holds no bank, or one that is not what was saved.
     """
     path = Path(path).absolute()
     try:
-        facts = json.loads((path / "bank.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds no bank of checkpoints ({error}); make one with `llcjax train`.") from error
-    metrics = {name: np.asarray(values) for name, values in facts["metrics"].items()}
-    return CheckpointBank(
-        params=restore_tree(path / "params"),
-        steps=np.asarray(facts["steps"]),
-        config=facts["config"],
-        metrics=metrics,
-    )
+        facts = json.loads((path / "bank.json").read_text(encoding="utf-8"))
+        steps, config = np.asarray(facts["steps"]), facts["config"]
+        metrics = {name: np.asarray(values) for name, values in facts["metrics"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no bank of checkpoints ({type(error).__name__}: {error}); make one with `llcjax train`."
+        ) from error
+    bank = CheckpointBank(params=restore_tree(path / "params"), steps=steps, config=config, metrics=metrics)
+    if facts.get("fingerprint", bank.fingerprint()) != bank.fingerprint():
+        raise ValueError(f"{path} does not hold the checkpoints that were saved there; copy it again, or train again.")
+    return bank
+
+
+def tree_digest(tree: Any) -> str:
+    """A hash of names, shapes, types and values of the arrays of a pytree, whatever containers hold them."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    named = {trees.path_name(path): np.asarray(leaf, order="C") for path, leaf in found}
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named.items()):
+        digest.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
 
 
 def save_tree(tree: Any, path: Path) -> None:
@@ -218,7 +235,8 @@ def import_bank(folder: Path | str) -> CheckpointBank:
     """Imports a series of checkpoints: per-step orbax folders, or `.npz` or `.safetensors` files.
 
     The last number in the name of each folder or file is its training step. Parameters keep the names of the
-    file; a `/` in a name nests. A bank that llcjax saved is loaded as it is.
+    file; a `/` in a name nests. A bank that llcjax saved is loaded as it is. Folders that orbax was writing when it
+    was stopped are left out.
 
     Raises:
         ValueError: no checkpoint found, two of one step, or parameters of unequal names or shapes.
@@ -248,13 +266,13 @@ def _readers(folder: Path) -> Iterator[tuple[Path, Callable[[Path], Params]]]:
             yield path, _read_npz
         elif path.suffix == ".safetensors":
             yield path, _read_safetensors
-        elif path.is_dir() and _orbax_item(path) is not None:
+        elif path.is_dir() and _UNFINISHED not in path.name and _orbax_item(path) is not None:
             yield path, lambda found: restore_tree(_orbax_item(found) or found)
 
 
 def _orbax_item(path: Path) -> Path | None:
     """The folder with the arrays: the step itself, or the single item below it (CheckpointManager's layout)."""
-    candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
+    candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir() and _UNFINISHED not in child.name)]
     return next((found for found in candidates if (found / "_METADATA").exists()), None)
 
 

@@ -59,22 +59,31 @@ def loss_copy(curve: xr.Dataset, *, tolerance: float = 0.03) -> LossCopy | None:
         return None
     best, found = np.ptp(loss) / 10, None
     for start in range(loss.size - 4):
-        for end in range(loss.size, start + 4, -1):
-            part = slice(start, end)
-            if np.ptp(loss[part]) <= best:
-                break
-            if np.ptp(sampled[part]) > tolerance * np.ptp(loss[part]):
-                continue
-            fit = _line(loss[part], llc[part])
-            if abs(fit[0] / n_beta + 1) <= 2 * tolerance:
-                best, found = np.ptp(loss[part]), (part, fit)
-                break
+        ranges = _range_so_far(loss[start:])
+        fitting = (ranges > best) & (_range_so_far(sampled[start:]) <= tolerance * ranges)
+        fitting &= np.abs(_slope_so_far(loss[start:], llc[start:]) / n_beta + 1) <= 2 * tolerance
+        longest = np.flatnonzero(fitting[4:])
+        if longest.size:
+            end = 4 + longest[-1]
+            best, found = ranges[end], slice(start, start + end + 1)
     if found is None:
         return None
-    part, (slope, correlation) = found
-    steps = curve["checkpoint"].values[part]
-    level = float(np.mean(curve["mean_loss"].values[part]))
+    slope, correlation = _line(loss[found], llc[found])
+    steps = curve["checkpoint"].values[found]
+    level = float(np.mean(sampled[found]))
     return LossCopy(int(steps[0]), int(steps[-1]), slope, correlation, level)
+
+
+def _range_so_far(values: np.ndarray) -> np.ndarray:
+    """Range of the values up to each place."""
+    return np.maximum.accumulate(values) - np.minimum.accumulate(values)
+
+
+def _slope_so_far(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Slope of y on x up to each place; NaN where x did not change."""
+    x, y, count = x - x.mean(), y - y.mean(), np.arange(1, x.size + 1)
+    products, squares = (np.cumsum(x * one) - x.cumsum() * one.cumsum() / count for one in (y, x))
+    return np.divide(products, squares, out=np.full(x.size, np.nan), where=squares > 0)
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
-from tinygp import GaussianProcess, kernels, noise
 
-from llcjax.correlation import measured_covariance
+from llcjax.correlation import CurveErrors, measured_errors
+from llcjax.curve_process import objective, predict_all
 
 BAND = 0.90  # probability inside every band and interval of this module and of llcjax.stages
 _NORMAL_95 = 1.6448536269514722  # a 90% band is the mean -+ this many standard deviations
 _NUM_HYPER = 16  # hyperparameter draws; the curve draws are shared out between them
-_LEVEL_VARIANCE = 10.0  # prior variance of the curve's level, in variances of the values: it is left free
-_JITTER = 1e-11  # added to posterior covariances before their Cholesky factor, in variances of the values
+_DIFFERENCE = 1e-4  # of hyperparameters, between the gradients that give the Hessian
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,56 +90,6 @@ class _Problem:
     scale: float
 
 
-def _process(theta: jax.Array, data: dict[str, jax.Array]) -> GaussianProcess:
-    """Return the process of the points: Matern 5/2 over log(step + time scale), plus a free level."""
-    amplitude, length, time_scale = jnp.exp(theta[0]), jnp.exp(theta[1]), jnp.exp(theta[2])
-    # Dynamics below the time scale are smooth in steps, so a stationary kernel of log(step + 1) would be far
-    # too loose there; on the published regression curve the time scale is worth 65 to 145 nats of evidence.
-    kernel = amplitude**2 * kernels.Matern52(length) + kernels.Constant(_LEVEL_VARIANCE)
-    fitted = jnp.exp(2 * (theta[3] + theta[4] * data["position"]))
-    covariance = data["error"] + jnp.diag(fitted)
-    return GaussianProcess(kernel, jnp.log(data["step"] + time_scale), noise=noise.Dense(covariance))
-
-
-def _objective(theta: jax.Array, data: dict[str, jax.Array], prior_mean: jax.Array, prior_sd: jax.Array) -> jax.Array:
-    """Return the negative log posterior density of the hyperparameters."""
-    prior = 0.5 * jnp.sum(((theta - prior_mean) / prior_sd) ** 2)
-    return prior - _process(theta, data).log_probability(data["value"])
-
-
-def _predict(
-    theta: jax.Array, data: dict[str, jax.Array], grid_x: jax.Array, normals: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Return mean, sd, slope mean, slope sd (G,), value and slope draws (n, G) for one theta."""
-    new = jnp.log(jnp.expm1(grid_x) + jnp.exp(theta[2]))
-    posterior = _process(theta, data).condition(data["value"], new).gp
-    mean, covariance = posterior.loc, posterior.covariance
-    factor = jnp.linalg.cholesky(covariance + _JITTER * jnp.eye(grid_x.size))
-    values = mean + normals @ factor.T
-    # The slope is a linear operator (central differences), so its law is exact up to the spacing of the grid.
-    spacing = grid_x[1] - grid_x[0]
-    slope_variance = jnp.diagonal(_slope(_slope(covariance, spacing).T, spacing))
-    sds = [jnp.sqrt(jnp.maximum(v, 0.0)) for v in (jnp.diagonal(covariance), slope_variance)]
-    return mean, sds[0], _slope(mean, spacing), sds[1], values, _slope(values, spacing)
-
-
-def _slope(values: jax.Array, spacing: jax.Array) -> jax.Array:
-    """Return the central differences along the last axis."""
-    return cast(jax.Array, jnp.gradient(values, spacing, axis=-1))
-
-
-_value_and_grad = jax.jit(jax.value_and_grad(_objective))
-_hessian = jax.jit(jax.hessian(_objective))
-
-
-@jax.jit
-def _predict_all(
-    thetas: jax.Array, data: dict[str, jax.Array], grid_x: jax.Array, normals: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Return `_predict` of each hyperparameter draw (H, ...), one after another to keep the memory small."""
-    return jax.lax.map(lambda pair: _predict(pair[0], data, grid_x, pair[1]), (thetas, normals))
-
-
 def check_curve(
     step: Any, value: Any, stderr: Any = None, loss: Any = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]:
@@ -180,7 +128,7 @@ def check_curve(
     return ordered["step"], ordered["value"], ordered.get("stderr"), ordered.get("loss"), order
 
 
-def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _Problem:
+def _problem(step: np.ndarray, value: np.ndarray, error: CurveErrors | np.ndarray | None) -> _Problem:
     """Standardise the values and set the priors; without measured errors noise and trend are fitted."""
     x = np.log1p(step)
     width = x[-1] - x[0]
@@ -199,8 +147,12 @@ def _problem(step: np.ndarray, value: np.ndarray, error: np.ndarray | None) -> _
         "step": step,
         "value": (value - offset) / scale,
         "position": (x - x.mean()) / (width / 2),
-        "error": (np.zeros((x.size, x.size)) if error is None else error) / scale**2 + 1e-12 * np.eye(x.size),
     }
+    if isinstance(error, np.ndarray):
+        data["error"] = error / scale**2
+    else:
+        known = error or CurveErrors(stderr=np.zeros(x.size))
+        data |= {"stderr": known.stderr / scale, "share": np.array(known.share), "length": np.array(known.length)}
     return _Problem(data=data, prior_mean=prior_mean, prior_sd=prior_sd, bounds=bounds, offset=offset, scale=scale)
 
 
@@ -228,12 +180,17 @@ def _hyperparameters(problem: _Problem, rng: np.random.Generator) -> np.ndarray:
     starts[:, 1] = [width - 3.5, width - 2, width - 3.5, width - 2]
     starts[:, 2] = np.log([1.0, 100.0, 1000.0, 100.0])
     starts[:, 3] = np.log([0.003, 0.003, 0.1, 0.1])
-    best = minimize_from(lambda theta: _value_and_grad(theta, *arguments), starts, problem.bounds)
-    curvature, axes = np.linalg.eigh(np.asarray(_hessian(best, *arguments)))
+    best = minimize_from(lambda theta: objective(theta, *arguments), starts, problem.bounds)
+    # Differences of gradients: the Hessian as a program of its own takes longer to compile than all of the fit.
+    moves = _DIFFERENCE * np.eye(best.size)
+    above, below = (np.stack([objective(theta, *arguments)[1] for theta in best + sign * moves]) for sign in (1, -1))
+    hessian = (above - below) / (2 * _DIFFERENCE)
+    curvature, axes = np.linalg.eigh((hessian + hessian.T) / 2)
     # The prior bounds the width from above, also where the best point lies on a bound or the Hessian is not
     # positive.
     widths = 1 / np.sqrt(np.maximum(curvature, 1 / problem.prior_sd.max() ** 2))
-    draws = best + (rng.standard_normal((_NUM_HYPER - 1, best.size)) * widths) @ axes.T
+    # The symmetric root of the covariance, because the signs of eigenvectors are those of chance.
+    draws = best + rng.standard_normal((_NUM_HYPER - 1, best.size)) @ (axes * widths) @ axes.T
     return np.vstack([best, np.clip(draws, problem.bounds[:, 0], problem.bounds[:, 1])])
 
 
@@ -252,14 +209,15 @@ def fit_curve(
     Kernel: Matern 5/2 over log(step + time_scale) with a free level. Noise: the measured errors plus a small
     fitted jitter; without measured errors, a fitted standard deviation whose logarithm is linear in
     log(step + 1). The five hyperparameters are found by L-BFGS from four starts; their uncertainty enters
-    through 16 draws of the Laplace approximation. Cost: O(C^3) for C checkpoints.
+    through 16 draws of the Laplace approximation. Cost: linear in the number of checkpoints C (see
+    `llcjax.curve_process`), cubic where the errors come as a matrix.
 
     Args:
         step: (C,) training steps, C >= 5.
         value: (C,) values, any unit.
         stderr: (C,) one standard error each, errors independent; None fits the noise.
-        error_covariance: (C, C) covariance of the errors, where they are correlated along the curve (see
-            `llcjax.correlation`); instead of `stderr`.
+        error_covariance: what `llcjax.correlation.curve_errors` returns, or a (C, C) covariance, where the errors are
+            correlated along the curve; instead of `stderr`.
         num_grid: Number of grid points G.
         num_draws: Number of posterior draws, about.
         seed: Seed of the draws.
@@ -271,14 +229,13 @@ def fit_curve(
         ValueError: If the input is not a curve.
     """
     steps, values, errors, _, order = check_curve(step, value, stderr)
-    covariance = measured_covariance(errors, error_covariance, order)
-    problem = _problem(steps, values, covariance)
+    problem = _problem(steps, values, measured_errors(errors, error_covariance, order))
     rng = np.random.default_rng(seed)
     normals = rng.standard_normal((_NUM_HYPER, max(num_draws // _NUM_HYPER, 8), num_grid))
     x = np.linspace(np.log1p(steps[0]), np.log1p(steps[-1]), num_grid)
     with jax.enable_x64(True):
         thetas = _hyperparameters(problem, rng)
-        parts = [np.asarray(part) for part in _predict_all(thetas, problem.data, x, normals)]
+        parts = [np.asarray(part) for part in predict_all(thetas, problem.data, x, normals)]
     whole = np.all(np.isfinite(parts[4]), axis=(1, 2))  # extreme draws may fail to factorise
     if not whole.any():
         raise ValueError("value could not be fitted in float64; check the errors, some may be far too small.")
@@ -292,7 +249,8 @@ def _posterior(problem: _Problem, best: np.ndarray, x: np.ndarray, parts: list[n
     mean, sd = _mixture(means + problem.offset, sds)
     slope, slope_sd = _mixture(slopes, slope_sds)
     fitted = np.exp(2 * (best[3] + best[4] * problem.data["position"]))
-    point_noise = scale * np.sqrt(np.diagonal(problem.data["error"]) + fitted)
+    known = np.diagonal(problem.data["error"]) if "error" in problem.data else problem.data["stderr"] ** 2
+    point_noise = scale * np.sqrt(known + fitted)
     grid = np.concatenate([steps[:1], np.expm1(x[1:-1]), steps[-1:]])  # the ends without rounding errors
     fit = CurveFit(
         step=grid,

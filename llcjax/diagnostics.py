@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import scipy.special
 import xarray as xr
-from arviz_stats.base import array_stats
 from jaxtyping import Bool, Float
+
+from llcjax.convergence import convergence as chain_convergence
 
 SPIKE = 10.0
 """A draw this many median absolute deviations from the median of its chain is a spike."""
@@ -21,53 +21,22 @@ DIMS = ("checkpoint", "setting", "chain", "draw")
 def convergence(trace: Trace, usable: Bool[np.ndarray, "checkpoint setting chain"]) -> dict[str, Group]:
     """Rank-normalised split R-hat, bulk and tail ESS, and the Monte-Carlo error of the mean, a group.
 
-    (Vehtari et al. 2021, arXiv 1903.08008.) NaN where there are fewer than 4 draws or a trace is constant.
+    (See `llcjax.convergence`.) NaN where there are fewer than 4 draws or a trace is constant.
     """
-    names = ("rhat", "ess_bulk", "ess_tail", "llc_mcse")
-    result = {name: np.full(trace.shape[:2], np.nan) for name in names}
+    names = {"rhat": "rhat", "ess_bulk": "ess_bulk", "ess_tail": "ess_tail", "mcse": "llc_mcse"}
+    result = {name: np.full(trace.shape[:2], np.nan) for name in names.values()}
     if trace.shape[-1] < 4:
         return result
-    for place in np.argwhere(usable.any(-1)):
-        group = tuple(place)
-        chains = trace[group][usable[group]]
-        if np.ptp(chains) > 0:
+    for chains in np.unique(usable.reshape(-1, usable.shape[-1]), axis=0):
+        group = (usable == chains).all(-1)
+        traces = trace[group] if chains.all() else trace[group][:, chains]
+        moving = np.ptp(traces, axis=(1, 2)) > 0 if chains.any() else np.zeros(len(traces), bool)
+        if moving.any():
+            group[group] = moving
             with np.errstate(all="ignore"):
-                for name, value in zip(names, _convergence(chains), strict=True):
-                    result[name][group] = value
+                for name, values in chain_convergence(traces[moving]).items():
+                    result[names[name]][group] = values
     return result
-
-
-def _convergence(chains: Float[np.ndarray, "chain draw"]) -> tuple[float, float, float, float]:
-    """R-hat, bulk and tail ESS, and the Monte-Carlo error, as arviz-stats defines them.
-
-    R-hat and the bulk ESS look at the same ranks, and ranking is most of the work: it is done once for both.
-    """
-    tail = array_stats.ess(chains, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
-    mcse = array_stats.mcse(chains, chain_axis=0, draw_axis=1)
-    half = chains.shape[1] // 2
-    if half < 4:  # arviz-stats refuses to measure halves as short as these by themselves
-        rhat = array_stats.rhat(chains, chain_axis=0, draw_axis=1)
-        return float(rhat), float(array_stats.ess(chains, chain_axis=0, draw_axis=1, method="bulk")), tail, mcse
-    split = np.concatenate([chains[:, :half], chains[:, -half:]])
-    ranked = _rank_normalised(split)
-    bulk = array_stats.ess(ranked, chain_axis=0, draw_axis=1, method="identity")
-    rhat = np.nan
-    if len(chains) > 1:
-        folded = _rank_normalised(np.abs(split - np.median(split)))
-        rhat = max(array_stats.rhat(z, chain_axis=0, draw_axis=1, method="identity") for z in (ranked, folded))
-    return float(rhat), float(bulk), float(tail), float(mcse)
-
-
-def _rank_normalised(values: Float[np.ndarray, "chain draw"]) -> Float[np.ndarray, "chain draw"]:
-    """Normal scores of the ranks, ties at their mean rank (arXiv 1903.08008, eq. 14)."""
-    flat = values.ravel()
-    order = np.argsort(flat)
-    ordered = flat[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    ends = np.append(starts[1:], flat.size)
-    rank = np.empty(flat.size)
-    rank[order] = np.repeat((starts + 1 + ends) / 2, ends - starts)
-    return scipy.special.ndtri((rank - 3 / 8) / (flat.size + 1 / 4)).reshape(values.shape)
 
 
 def trace_shape(trace: Trace, usable: Bool[np.ndarray, "checkpoint setting chain"]) -> dict[str, Group]:

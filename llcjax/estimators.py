@@ -69,7 +69,8 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
         thin: keep every so many draws.
 
     Returns:
-        Dimensions `(checkpoint, setting[, chain][, position])`. `llc_stderr` is the standard deviation of the
+        Dimensions `(checkpoint, setting[, chain][, half][, position])`; `llc_per_chain_half` is the LLC of each chain
+        from the first and from the last half of its draws. `llc_stderr` is the standard deviation of the
         chains' LLCs over the square root of their number, which holds autocorrelation and differences between
         chains alike (with one chain: `llc_mcse`, from the autocorrelation alone), joined with the error of L(w*)
         where that was sampled. `llc_lower` and `llc_upper` bound the 95% interval of Student's t. Chains with a
@@ -125,6 +126,8 @@ def _measured(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
     trace = n_beta * excess
     usable = (sweep["first_nonfinite_step"].values < 0) & np.isfinite(trace).all(-1)
     per_chain = np.where(usable, trace.mean(-1), np.nan)
+    middle = max(trace.shape[-1] // 2, 1)
+    halves = [np.where(usable, part.mean(-1), np.nan) for part in (trace[..., :middle], trace[..., -middle:])]
     health = {
         **diagnostics.convergence(trace, usable),
         **diagnostics.trace_shape(trace, usable),
@@ -143,6 +146,7 @@ def _measured(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
             "llc_lower": (group, llc - spread * error),
             "llc_upper": (group, llc + spread * error),
             "llc_per_chain": ((*group, "chain"), per_chain),
+            "llc_per_chain_half": ((*group, "chain", "half"), np.stack(halves, -1)),
             **{name: (group, values) for name, values in health.items()},
             "num_chains_used": (group, usable.sum(-1)),
             "mean_loss": (group, _mean(loss.mean(-1), usable)),

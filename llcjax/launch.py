@@ -17,6 +17,7 @@ from llcjax.plan import Plan, make_plan, most_runs
 from llcjax.program import RUN
 from llcjax.progress import SweepProgress, SweepStats
 from llcjax.store import SavedState, SweepStore
+from llcjax.watchdog import Watchdog
 from llcjax.writer import Chunk, Writer
 
 
@@ -27,7 +28,12 @@ def run_job(
     save_every_seconds: float,
     progress: bool,
 ) -> None:
-    """Runs what is missing of this process's part, launch by launch."""
+    """Runs what is missing of this process's part, launch by launch.
+
+    A launch that is missing in part is run again as a whole, because the last digit of a matrix product depends on
+    what it is computed with: a sweep that was killed ends with the bits of one that was not. Where it was cut otherwise
+    before (other devices, other processes) only what is missing is run.
+    """
     part = processes.own_part(job.num_groups)
     if len(part) < job.num_groups and not store.may_be_shared:
         raise ValueError(f"{store.path} was begun by an earlier llcjax; finish it with one process, or sweep again.")
@@ -37,6 +43,7 @@ def run_job(
     with (
         SweepProgress(total, writer.draws_done * chains, enabled=progress and processes.is_first()) as bar,
         StopRequest() as stop,
+        Watchdog("a chunk of draws", "what was drawn is kept") as watchdog,
     ):
 
         def report(stats: SweepStats) -> None:
@@ -46,15 +53,17 @@ def run_job(
 
         if progress or on_chunk is not None:  # else nobody looks at what a report costs to make
             writer.on_chunk = report
-        plan = None
+        plan, groups = None, part
         try:
             while (missing := part[writer.done[part] < job.num_recorded]).size:
-                plan = plan or plan_launches(job, missing)
+                if plan is None:
+                    plan = plan_launches(job, part)
+                    groups = groups if _cut_as_before(store, plan) else missing
                 try:
-                    for launch in _launches(job, store, plan, missing, writer.done):
-                        launch.run(writer, stop, save_every_seconds)
+                    for launch in _launches(job, store, plan, groups, writer.done):
+                        launch.run(writer, stop, watchdog, save_every_seconds)
                 except jax.errors.JaxRuntimeError as error:
-                    plan = _narrower(plan, job, error)
+                    plan, groups = _narrower(plan, job, error), part[writer.done[part] < job.num_recorded]
                     # A launch that was saved is as wide as the one that did not fit.
                     store.drop_state()
         finally:
@@ -80,21 +89,29 @@ def _narrower(plan: Plan, job: Job, error: jax.errors.JaxRuntimeError) -> Plan:
     return narrower
 
 
-def _launches(job: Job, store: SweepStore, plan: Plan, missing: np.ndarray, done: np.ndarray) -> Iterator[Launch]:
-    """The launches that are left: first the one in flight, then the groups that were never finished."""
+def _cut_as_before(store: SweepStore, plan: Plan) -> bool:
+    """Whether what is in the store was cut into the same launches; the first process notes how the first time."""
+    cut = [jax.process_count(), plan.groups_per_launch]
+    if "cut" not in store.group.attrs and processes.is_first():
+        store.group.attrs["cut"] = cut
+    return store.group.attrs.get("cut", cut) == cut
+
+
+def _launches(job: Job, store: SweepStore, plan: Plan, groups: np.ndarray, done: np.ndarray) -> Iterator[Launch]:
+    """The launches that are left: first the one in flight, then those with groups that were never finished."""
     saved = store.load_state()
-    if saved is not None and _usable(saved, missing, done, job.num_devices):
-        missing = np.setdiff1d(missing, saved.groups)
+    if saved is not None and _usable(job, saved, groups, done):
         yield Launch(job, store, plan, saved.groups, saved)
-    for groups in job.cuts(missing, plan.groups_per_launch):
-        yield Launch(job, store, plan, groups)
+    for launch in job.cuts(groups, plan.groups_per_launch):
+        if (done[launch] < job.num_recorded).any():
+            yield Launch(job, store, plan, launch)
 
 
-def _usable(saved: SavedState, missing: np.ndarray, done: np.ndarray, num_devices: int) -> bool:
-    """Whether a saved launch is still missing, and as wide as these devices can run."""
-    width = saved.leaves[0].shape[0]
-    held = bool(np.isin(saved.groups, missing).all()) and saved.draws_done <= int(done[saved.groups].min())
-    return held and width % num_devices == 0 and width >= 2 * num_devices
+def _usable(job: Job, saved: SavedState, groups: np.ndarray, done: np.ndarray) -> bool:
+    """Whether a saved launch is still missing and this process's, and as wide as these devices can run."""
+    width, draws = saved.leaves[0].shape[0], done[saved.groups]
+    held = bool(np.isin(saved.groups, groups).all()) and saved.draws_done <= int(draws.min()) < job.num_recorded
+    return held and width % job.num_devices == 0 and width >= 2 * job.num_devices
 
 
 def plan_launches(job: Job, groups: np.ndarray) -> Plan:
@@ -132,20 +149,26 @@ class Launch:
             structure = jax.tree.structure(self.states)
             self.states = self.compiled.put(jax.tree.unflatten(structure, saved.leaves), RUN)
 
-    def run(self, writer: Writer, stop: StopRequest, save_every_seconds: float) -> None:
+    def run(self, writer: Writer, stop: StopRequest, watchdog: Watchdog, save_every_seconds: float) -> None:
         """Runs all chunks; the host writes one while the devices compute the next."""
         saved_at = time.monotonic()
         pending: Chunk | None = None
         while self.draws_done < self.total and not stop.requested:
-            chunk = self._next_chunk()
+            with watchdog.waiting():
+                chunk = self._next_chunk()
+                jax.block_until_ready(pending)
             if pending is not None:
                 writer.write(self.groups, pending)
             pending = chunk
             if time.monotonic() - saved_at >= save_every_seconds or stop.requested:
+                with watchdog.waiting():
+                    jax.block_until_ready(pending)
                 writer.write(self.groups, pending)
                 pending, saved_at = None, time.monotonic()
                 self._save()
         if pending is not None:
+            with watchdog.waiting():
+                jax.block_until_ready(pending)
             writer.write(self.groups, pending)
         if self.draws_done >= self.total:
             self.store.drop_state()

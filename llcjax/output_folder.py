@@ -45,6 +45,24 @@ def only_run(folder: Path) -> Generator[None, None, None]:
         os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file at once: whoever reads it, after whatever crash, finds the old text or the new one.
+
+    Raises:
+        OSError: nothing can be written there; what was there stays.
+    """
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Generator[None, None, None]:
     """Says in one sentence that a disk is full or a folder is read-only.

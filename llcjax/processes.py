@@ -7,6 +7,7 @@ own chunks; its folder must be one that all of them see.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from llcjax import _compat
-from llcjax.interrupt import Interrupted, Preempted
+from llcjax.interrupt import Interrupted, Preempted, Terminated
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 """Environment variables that say who takes part, where no scheduler does."""
@@ -69,8 +70,8 @@ def together(action: Callable[[], object]) -> None:
     """Runs an action in every process; each goes on when all are done.
 
     Raises:
-        Interrupted: another process failed, so that nobody waits for it for ever (`Preempted` where SIGTERM stopped it,
-            so that all end with the same exit code); what this one raises comes first.
+        Interrupted: another process failed or died, so that nobody waits for it for ever (`Preempted` where SIGTERM
+            stopped it, so that all end with the same exit code); what this one raises comes first.
     """
     if jax.process_count() == 1:
         action()
@@ -78,11 +79,20 @@ def together(action: Callable[[], object]) -> None:
     try:
         action()
     except BaseException as error:
-        _compat.most_of_processes(_PREEMPTED if isinstance(error, Preempted) else _FAILED)
+        with contextlib.suppress(Interrupted):
+            _worst(_PREEMPTED if isinstance(error, Preempted | Terminated) else _FAILED)
         raise
-    worst = _compat.most_of_processes(_DONE)
+    worst = _worst(_DONE)
     if worst != _DONE:
         raise (Preempted if worst == _PREEMPTED else Interrupted)("another process stopped; it says why")
+
+
+def _worst(own: int) -> int:
+    """How the process that fared worst ended."""
+    try:
+        return _compat.most_of_processes(own)
+    except (ValueError, RuntimeError) as error:  # which of them depends on how the network noticed
+        raise Interrupted(f"another process died ({str(error).splitlines()[0]}); what this one did is kept") from error
 
 
 def first_alone(action: Callable[[], object]) -> None:

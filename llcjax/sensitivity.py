@@ -9,7 +9,6 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from llcjax.boundaries import Boundary
-from llcjax.estimators import checkpoint_blocks, excess_loss, kept_draws
 from llcjax.stages import llc_stages
 
 HYPERPARAMETERS = ("n_beta", "localization", "step_size")
@@ -109,16 +108,15 @@ class StageVariant:
 
 
 def stage_sensitivity(
-    facts: xr.Dataset, table: xr.Dataset, *, setting: int = 0, loss: np.ndarray | None = None
+    table: xr.Dataset, *, setting: int = 0, loss: np.ndarray | None = None
 ) -> tuple[StageVariant, ...]:
     """Stage boundaries from halves of the chains, halves of the draws, and neighboring settings.
 
-    Nothing is sampled again. A variant's boundary stands for the nearest one of the whole, if it lies within half
-    an e-fold of step + 1 of it, or within half the width of its 90% interval where that is wider.
+    Nothing is sampled or read again. A variant's boundary stands for the nearest one of the whole, if it lies within
+    half an e-fold of step + 1 of it, or within half the width of its 90% interval where that is wider.
 
     Args:
-        facts: what `llcjax.sweep` returns.
-        table: its estimates.
+        table: what `llcjax.estimates` returns.
         setting: index of the setting whose stages are in question.
         loss: `(checkpoint,)` loss for the stages, as for `llcjax.llc_stages`.
 
@@ -130,7 +128,7 @@ def stage_sensitivity(
     """
     whole = llc_stages(table, loss, setting=setting).boundaries
     result = [StageVariant(name="all chains and draws", boundaries=whole, matched=tuple(b.step for b in whole))]
-    for name, variant in _variants(facts, table, setting):
+    for name, variant in _variants(table, setting):
         try:
             found = llc_stages(variant, loss).boundaries
         except ValueError as error:
@@ -140,35 +138,21 @@ def stage_sensitivity(
     return tuple(result)
 
 
-def _variants(facts: xr.Dataset, table: xr.Dataset, setting: int) -> list[tuple[str, xr.Dataset]]:
-    kept = kept_draws(facts, table.attrs.get("num_burnin_steps"))
-    half = len(kept) // 2
-    halves = [kept[:half], kept[half:]] if len(kept) >= 8 else []
-    means = _means(facts.isel(setting=[setting]), float(table["n_beta"].values[setting]), [kept, *halves])
+def _variants(table: xr.Dataset, setting: int) -> list[tuple[str, xr.Dataset]]:
     one = table.isel(setting=[setting])
-    chains = means[0].shape[-1]
-    variants = []
-    if chains >= 4:
-        variants += [("first half of the chains", _thinned(one, means[0][..., : chains // 2]))]
-        variants += [("second half of the chains", _thinned(one, means[0][..., chains // 2 :]))]
-    if halves:
-        variants += [("first half of the draws", _thinned(one, means[1]))]
-        variants += [("second half of the draws", _thinned(one, means[2]))]
+    chains, halves = one["llc_per_chain"].values, one["llc_per_chain_half"].transpose(..., "half").values
+    count, variants = chains.shape[-1], []
+    if count >= 4:
+        variants += [("first half of the chains", _thinned(one, chains[..., : count // 2]))]
+        variants += [("second half of the chains", _thinned(one, chains[..., count // 2 :]))]
+    if table.attrs.get("num_draws", 0) >= 8:
+        variants += [("first half of the draws", _thinned(one, halves[..., 0]))]
+        variants += [("second half of the draws", _thinned(one, halves[..., 1]))]
     for name in HYPERPARAMETERS:
         for other in neighbors(table, setting, name):
             label = f"{name} {float(table[name].values[other]):.4g} for {float(table[name].values[setting]):.4g}"
             variants.append((label, table.isel(setting=[other])))
     return variants
-
-
-def _means(part: xr.Dataset, n_beta: float, choices: list[np.ndarray]) -> list[Float[np.ndarray, "checkpoint 1 chain"]]:
-    """The LLC of each chain from each choice of draws; a block of checkpoints is in memory at a time."""
-    means = []
-    for block in checkpoint_blocks(part):
-        excess = excess_loss(block).transpose("checkpoint", "setting", "chain", "draw").values
-        trace = n_beta * excess.astype(np.float64)
-        means.append([trace[..., choice].mean(-1) for choice in choices])
-    return [np.concatenate(column) for column in zip(*means, strict=True)]
 
 
 def _thinned(one: xr.Dataset, per_chain: Float[np.ndarray, "checkpoint setting chain"]) -> xr.Dataset:

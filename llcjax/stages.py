@@ -16,7 +16,7 @@ import xarray as xr
 
 from llcjax import show
 from llcjax.boundaries import Boundary, CriticalPoint, Plateau, boundary_at, critical_points, find_plateaus
-from llcjax.correlation import error_covariance
+from llcjax.correlation import curve_errors, error_covariance
 from llcjax.curve_csv import read_curve
 from llcjax.curves import CurveFit, CurvePosterior, check_curve, fit_curve
 from llcjax.paper_curve import paper_curve
@@ -142,9 +142,8 @@ def find_stages(
         loss: (C,) loss at the same steps, for `Stage.delta_loss`.
         method: "gp", or "paper": the published procedure, without noise or intervals. It lists every local
             minimum of |slope| below `tolerance`; the authors chose their boundaries from such a list by hand.
-        error_covariance: (C, C) covariance of the errors where they are correlated along the curve, as common
-            keys make them; instead of `stderr`. `llcjax.correlation.error_covariance` estimates it from
-            the chains.
+        error_covariance: The errors where they are correlated along the curve, as common keys make them, instead of
+            `stderr`: what `llcjax.correlation.curve_errors` estimates from the chains, or a (C, C) covariance.
         tolerance: Slope that counts as rest, in values per e-fold of step + 1. None: 5% of the largest
             |slope| of the fitted curve; 8 for method "paper".
         min_width: Least width of a plateau and least distance of boundaries, in e-folds of step + 1.
@@ -256,7 +255,7 @@ def llc_stages(estimates: xr.Dataset, loss: Any = None, *, setting: int = 0, met
     """Stages of the LLC curve of a sweep, with the errors that its chains measured.
 
     Checkpoints whose verdict is failed or diverged are left out. From 3 chains on, the covariance of the
-    errors along the curve is measured (`error_covariance`), because common keys correlate them.
+    errors along the curve is measured (`curve_errors`), because common keys correlate them.
 
     Args:
         estimates: What `llcjax.estimates` returns.
@@ -280,8 +279,7 @@ def llc_stages(estimates: xr.Dataset, loss: Any = None, *, setting: int = 0, met
     chains = chains[np.isfinite(chains).all(1)]
     steps = curve["checkpoint"].values
     if method == "gp" and len(chains) >= 3 and len(steps):
-        covariance = error_covariance(steps, chains)
-        return find_stages(steps, curve["llc"].values, loss=losses, error_covariance=covariance)
+        return find_stages(steps, curve["llc"].values, loss=losses, error_covariance=curve_errors(steps, chains))
     stderr = curve["llc_stderr"].values
     known = stderr if method == "gp" and np.isfinite(stderr).all() else None
     return find_stages(steps, curve["llc"].values, known, loss=losses, method=method)

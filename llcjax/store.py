@@ -1,13 +1,15 @@
 """The zarr store of a sweep: facts of every run, written chunk by chunk, opened as an `xarray.Dataset`.
 
 A zarr chunk is one (checkpoint, setting), all its chains, one block of draws. The number of finished draws of a
-group is written after its draws, so what lies beyond it is redone and never trusted.
+group is written after its draws, so what lies beyond it is redone and never trusted. Every chunk carries a checksum
+and is written even where it holds the fill value alone, so that `damage` finds one that is torn or lost.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,13 +17,19 @@ import jax
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.storage import MemoryStore
+from xarray.core.indexing import LazilyIndexedArray
+from zarr.codecs import ZstdCodec
+from zarr.storage import LocalStore, MemoryStore
+
+from llcjax.chunks import ChunkedArray
 
 FORMAT = 1
 """Version of the layout."""
 
 _CHUNKS_AT_ONCE = 64
-_NAN = float("nan")
+_CHUNK_NAMES = {"name": "default", "configuration": {"separator": "/"}}
+_CHECKED = ZstdCodec(level=0, checksum=True)
+_WRITE_ALL = {"array.write_empty_chunks": True}
 LONG_NAMES = {
     "loss": "L(w_t) on the batch of the step",
     "baseline_loss": "L(w*) on the same batch",
@@ -79,7 +87,7 @@ class SweepStore:
         target = MemoryStore() if path is None else str(_draft(path))
         beside = " ".join(name for name, (dims, _) in coords.items() if dims != (name,))
         # xarray takes the names under `coordinates` as coordinates that index no dimension.
-        facts = {"llcjax_format": FORMAT, "coordinates": beside, **attrs}
+        facts = {"llcjax_format": FORMAT, "checksums": True, "coordinates": beside, **attrs}
         store = cls(zarr.create_group(target, attributes=facts, overwrite=True), path)
         for name, (dims, values) in coords.items():
             store.put(name, dims, values)
@@ -108,7 +116,16 @@ class SweepStore:
         # What a crash leaves unwritten reads as NaN, not as 0.
         fill = float("nan") if np.issubdtype(values.dtype, np.floating) else None
         self._arrays.pop(name, None)
-        array = self.group.create_array(name, data=values, dimension_names=dims, overwrite=True, fill_value=fill)
+        with zarr.config.set(_WRITE_ALL):
+            array = self.group.create_array(
+                name,
+                data=values,
+                chunks=tuple(max(size, 1) for size in values.shape),
+                compressors=_CHECKED,
+                dimension_names=dims,
+                overwrite=True,
+                fill_value=fill,
+            )
         if name in LONG_NAMES:
             array.attrs["long_name"] = LONG_NAMES[name]
 
@@ -123,26 +140,42 @@ class SweepStore:
     ) -> None:
         """Makes room for an array that is written in pieces."""
         array = self.group.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, dimension_names=dims
+            name,
+            shape=shape,
+            chunks=chunks,
+            compressors=_CHECKED,
+            dtype=dtype,
+            fill_value=fill,
+            dimension_names=dims,
         )
         array.attrs["long_name"] = LONG_NAMES.get(name, name)
 
     def holds(self, name: str) -> bool:
-        """Whether a whole small array was written to its end."""
-        return name in self.group and bool(np.isfinite(self.read(name)).all())
+        """Whether a whole small array was written to its end, and can be read."""
+        try:
+            self.read(name)
+            array = self.array(name)
+            return array.nchunks_initialized == array.nchunks
+        except Exception:  # zarr raises many types on missing and on broken files
+            return False
 
     def write(self, name: str, index: tuple[Any, ...], values: np.ndarray) -> None:
         """Writes a piece of an allocated array."""
-        self._array(name)[index] = values
+        self.array(name)[index] = values
 
     def read(self, name: str) -> np.ndarray:
         """Reads a whole array."""
-        return np.asarray(self._array(name)[...])
+        return np.asarray(self.array(name)[...])
 
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def names_of_runs(self) -> list[str]:
+        """Names of the arrays with facts of each chain."""
+        return [name for name, array in self.group.arrays() if "chain" in _dims(array)[2:]]
+
+    def array(self, name: str) -> zarr.Array[Any]:
         """The array, looked up once: a lookup reads its metadata, and every chunk writes to several."""
         if name not in self._arrays:
-            found = self.group[name]
+            with zarr.config.set(_WRITE_ALL):
+                found = self.group[name]
             assert isinstance(found, zarr.Array)
             self._arrays[name] = found
         return self._arrays[name]
@@ -160,7 +193,7 @@ class SweepStore:
     @property
     def may_be_shared(self) -> bool:
         """Whether several processes may write at once; earlier versions counted the draws of all in one file."""
-        return self._array("num_draws_done").chunks == (1, 1)
+        return self.array("num_draws_done").chunks == (1, 1)
 
     @property
     def wall_seconds(self) -> float:
@@ -222,8 +255,11 @@ def is_complete(path: Path | str) -> bool:
     """Whether a folder holds a sweep of which nothing is missing."""
     if not is_sweep(path):
         return False
-    facts = open_sweep(path)
-    return bool((facts["num_draws_done"].values >= facts.sizes["draw"]).all())
+    store = SweepStore(_open_group(Path(path), "r"), Path(path))
+    try:
+        return bool((store.read("num_draws_done") >= store.array("loss").shape[3]).all())
+    except Exception:  # a torn count, which the next sweep redoes
+        return False
 
 
 def open_sweep(path: Path | str) -> xr.Dataset:
@@ -267,15 +303,35 @@ def _dataset(group: zarr.Group) -> xr.Dataset:
     # Decoding one chunk at a time takes twice as long: a visit to a thread costs more than a small chunk.
     with zarr.config.set({"codec_pipeline.batch_size": _CHUNKS_AT_ONCE}):
         dataset = xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
+    if isinstance(group.store, LocalStore):
+        direct = {name: _direct(array, group.store.root / name) for name, array in group.arrays() if _is_plain(array)}
+        dataset = dataset.assign({name: (dataset[name].dims, one, dataset[name].attrs) for name, one in direct.items()})
     if "component" in dataset.coords:  # numbers in the store, as zarr 3 has no stable format for text
         names = np.asarray(dataset.attrs["components"])
         dataset = dataset.assign_coords(component=("setting", names[dataset["component"].values]))
     return dataset
 
 
+def _is_plain(array: zarr.Array[Any]) -> bool:
+    """Whether the chunks of an array along draws are laid out as `SweepStore.allocate` does."""
+    facts = cast("dict[str, Any]", array.metadata.to_dict())
+    if "draw" not in _dims(array)[1:]:
+        return False
+    codecs = [(codec["name"], codec.get("configuration", {}).get("endian", "little")) for codec in facts["codecs"]]
+    return codecs == [("bytes", "little"), ("zstd", "little")] and facts["chunk_key_encoding"] == _CHUNK_NAMES
+
+
+def _direct(array: zarr.Array[Any], folder: Path) -> LazilyIndexedArray:
+    return LazilyIndexedArray(ChunkedArray(folder, array.shape, array.chunks, array.dtype, array.fill_value))
+
+
 def save_dataset(dataset: xr.Dataset, path: Path | str) -> None:
-    """Saves a small dataset (metrics) as zarr, replacing what is there."""
-    dataset.to_zarr(str(path), mode="w", zarr_format=3, consolidated=False)
+    """Saves a small dataset (metrics) as zarr, replacing what is there once all of it is written."""
+    path = Path(path)
+    checked: dict[Any, Any] = {name: {"compressors": (_CHECKED,)} for name in dataset.variables}
+    dataset.to_zarr(str(_draft(path)), mode="w", zarr_format=3, consolidated=False, encoding=checked)
+    shutil.rmtree(path, ignore_errors=True)
+    _draft(path).replace(path)
 
 
 def load_dataset(path: Path | str) -> xr.Dataset | None:

@@ -19,6 +19,7 @@ from llcjax.baseline import write_init_losses, write_prior_losses, write_probe_l
 from llcjax.checkpoints import CheckpointBank
 from llcjax.components import check_mask, make_slices
 from llcjax.config import SweepConfig, array_digest, as_dict, fingerprint
+from llcjax.damage import is_whole, redo_broken
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
 from llcjax.job import Job, launch_inputs
 from llcjax.launch import run_job
@@ -29,7 +30,7 @@ from llcjax.program import Recorded
 from llcjax.progress import SweepStats
 from llcjax.provenance import provenance
 from llcjax.samplers import FULL_BATCH
-from llcjax.store import SweepStore, is_complete, is_sweep, open_sweep
+from llcjax.store import SweepStore, is_sweep, open_sweep
 from llcjax.types import LossFn, Observe, Params, PRNGKey
 from llcjax.writer import MOMENT, named_arrays
 
@@ -110,18 +111,26 @@ def sweep(
         return store.open()
     path = Path(out)
     with contextlib.ExitStack() as held, writing_to(path):
-        # A finished sweep is only read, by as many as like, also where nothing can be written.
-        processes.first_alone(lambda: None if is_complete(path) else held.enter_context(only_run(path)))
-        processes.first_alone(lambda: _prepared(job, path, chance, attrs))
+
+        def begin() -> None:
+            # A whole sweep is only read, by as many as like, also where nothing can be written.
+            whole = is_whole(path)
+            if not whole:
+                held.enter_context(only_run(path))
+            _prepared(job, path, chance, attrs, mend=not whole)
+
+        processes.first_alone(begin)
         store = SweepStore.reopen(path)
         processes.together(lambda: run_job(job, store, on_chunk, save_every_seconds, progress))
         processes.first_alone(store.drop_states)
     return open_sweep(path)
 
 
-def _prepared(job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
-    """The store, with all that is not sampled."""
-    store = _open_or_create(job, path, chance, attrs)
+def _prepared(
+    job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None, *, mend: bool = False
+) -> SweepStore:
+    """The store, with all that is not sampled; to mend one is to forget what in it is broken."""
+    store = _open_or_create(job, path, chance, attrs, mend)
     write_init_losses(job, store)
     write_prior_losses(job, store)
     write_probe_losses(job, store)
@@ -244,7 +253,9 @@ def _identity(job: Job, recorded: list[str]) -> str:
     return fingerprint(*parts)
 
 
-def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None) -> SweepStore:
+def _open_or_create(
+    job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None, mend: bool
+) -> SweepStore:
     arrays = named_arrays(_one_chunk_of_two_runs(job))
     identity = _identity(job, list(arrays))
     if path is not None and is_sweep(path):
@@ -253,6 +264,9 @@ def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: di
             raise ValueError(
                 f"out={path} holds a sweep of another config, bank or data; choose another folder or remove it."
             )
+        if mend:
+            _put_coords(job, store, arrays)
+            redo_broken(store)
         if chance is not None and store.group.attrs.get("chance") != chance:
             store.group.attrs["chance"] = float(chance)
         return store
@@ -278,7 +292,7 @@ def _open_or_create(job: Job, path: Path | None, chance: float | None, attrs: di
         facts["components"] = list(job.component_names)
     if job.config.reduce != "none":
         facts["features"] = _features(job)
-    store = SweepStore.create(path, coords=_coords(job), attrs=facts)
+    store = SweepStore.create(path, coords=_coords(job, arrays), attrs=facts)
     _allocate(job, store, arrays)
     return store.publish()
 
@@ -297,7 +311,14 @@ def _num_sampled(mask: Params) -> int:
     return sum(int(keep.sum()) for keep in jax.tree.leaves(mask))
 
 
-def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+def _put_coords(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
+    """Writes the coordinates that cannot be read; the sweep knows what they are."""
+    for name, (dims, values) in _coords(job, arrays).items():
+        if not store.holds(name):
+            store.put(name, dims, values)
+
+
+def _coords(job: Job, arrays: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     settings = job.settings
     hyper = {
         name: (("setting",), np.array([getattr(setting, name) for setting in settings]))
@@ -306,6 +327,9 @@ def _coords(job: Job) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     if job.config.reduce != "none":
         starts = np.arange(0, job.num_recorded, job.draws_per_chunk) * job.config.num_steps_between_draws
         hyper["block"] = (("block",), starts)
+    positions = next((leaf.shape[2] for name, leaf in arrays.items() if name.endswith("_position")), None)
+    if positions is not None:
+        hyper["position"] = (("position",), np.arange(1, positions + 1))
     if job.component_names:
         hyper["component"] = (("setting",), job.component_of_setting)
         hyper["num_params"] = (("setting",), np.array(job.component_sizes)[job.component_of_setting])
@@ -332,8 +356,6 @@ def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
         shape, chunks = (*groups, chains, draws, *extra), (1, 1, chains, block, *extra)
         fill = float("nan") if np.issubdtype(leaf.dtype, np.floating) else 0
         store.allocate(name, dims, shape, chunks, str(leaf.dtype), fill)
-        if "position" in dims:
-            store.put("position", ("position",), np.arange(1, extra[0] + 1))
     store.allocate("first_nonfinite_step", (*GROUP_DIMS, "chain"), (*groups, chains), (1, 1, chains), "int32", -1)
     store.allocate("num_draws_done", GROUP_DIMS, groups, (1, 1), "int32", 0)
 

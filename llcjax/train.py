@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,14 +19,15 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from llcjax import keys, trees
-from llcjax.checkpoints import CheckpointBank, remove_tree, restore_tree, save_tree
+from llcjax.checkpoints import CheckpointBank, remove_tree, restore_tree, save_tree, tree_digest
 from llcjax.config import as_dict, fingerprint
 from llcjax.interrupt import StopRequest
-from llcjax.output_folder import only_run, writing_to
+from llcjax.output_folder import only_run, write_text, writing_to
 from llcjax.posterior import evaluate
 from llcjax.progress import TrainProgress
 from llcjax.samplers.transforms import stateless
 from llcjax.types import Batch, InitFn, LossFn, Params, PRNGKey
+from llcjax.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,9 @@ class TrainConfig:
         log = np.geomspace(1, self.num_steps, self.num_log_checkpoints)
         linear = np.linspace(0, self.num_steps, self.num_linear_checkpoints)
         return np.unique(np.floor(np.concatenate([log, linear]) + 1e-6).astype(np.int64))
+
+
+_TRUSTED = ("identity", "after", "digest")
 
 
 class TrainState(NamedTuple):
@@ -194,10 +199,15 @@ def _train(
         state = jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(leaf) for leaf in leaves])
     pending: list[tuple[Params, np.ndarray]] = []
     before = int(steps[position - 1]) if position else 0
-    with TrainProgress(int(steps[-1]), before, enabled=progress) as bar, StopRequest() as stop:
+    with (
+        TrainProgress(int(steps[-1]), before, enabled=progress) as bar,
+        StopRequest() as stop,
+        Watchdog("the steps to the next snapshot", "what was saved is kept") as watchdog,
+    ):
         for index in range(position, len(steps)):
-            state, loss = advance(state, seeds, before, int(steps[index]))
-            pending.append((jax.device_get(state.params), np.asarray(loss)))
+            with watchdog.waiting(int(steps[index]) - before):
+                state, loss = advance(state, seeds, before, int(steps[index]))
+                pending.append((jax.device_get(state.params), np.asarray(loss)))
             before = int(steps[index])
             bar.update(before, float(np.nanmean(pending[-1][1])) if before else None)
             if saver.due(last=index + 1 == len(steps), stopping=stop.requested):
@@ -265,13 +275,18 @@ def _banks(
 
 
 class _Saver:
-    """Saves segments of snapshots with the training state, so that a killed run can go on."""
+    """Saves segments of snapshots with the training state, so that a killed run can go on.
+
+    `segment_P` holds the snapshots up to number P, `segment_P.json` what makes it trusted: the segment before it and a
+    hash of its arrays. Nothing is kept in one place alone, so a torn file costs what came after it and no more.
+    """
 
     def __init__(self, folder: Path | None, identity: str, every_seconds: float) -> None:
         self.folder = folder
         self.identity = identity
         self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
+        self.position = 0
 
     def due(self, *, last: bool, stopping: bool) -> bool:
         """Whether the snapshots taken since the last save should be saved now."""
@@ -279,35 +294,53 @@ class _Saver:
         return self.folder is not None and (last or stopping or waited)
 
     def save(self, position: int, segment: Segment, state: TrainState) -> Segment:
-        """Saves a segment; the journal entry comes last, so a half-written save is never trusted."""
+        """Saves a segment; what makes it trusted comes last."""
         assert self.folder is not None
-        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        tree = {"params": segment.params, "train_loss": segment.train_loss, "state": leaves}
+        facts = {"identity": self.identity, "after": self.position, "digest": tree_digest(tree)}
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            tree = {"params": segment.params, "train_loss": segment.train_loss, "state": leaves}
             save_tree(tree, self.folder / f"segment_{position}")
-            journal = self._journal()
-            entries = [*(journal["positions"] if journal else []), position]
-            draft = self.folder / "journal.tmp"
-            draft.write_text(json.dumps({"identity": self.identity, "positions": entries}))
-            draft.replace(self.folder / "journal.json")
-        self.saved_at = time.monotonic()
+            write_text(self.folder / f"segment_{position}.json", json.dumps(facts))
+        self.saved_at, self.position = time.monotonic(), position
         return segment
 
     def restore(self) -> tuple[int, list[Segment], list[np.ndarray] | None]:
-        """Number of snapshots already saved, their segments, and the leaves of the training state."""
-        journal = self._journal()
-        if self.folder is None or journal is None:
-            return 0, [], None
-        if journal["identity"] != self.identity:
-            raise ValueError(f"{self.folder} holds training of another config; choose another folder or remove it.")
-        saved = [restore_tree(self.folder / f"segment_{p}") for p in journal["positions"]]
-        leaves = [saved[-1]["state"][str(i)] for i in range(len(saved[-1]["state"]))]
-        return journal["positions"][-1], [Segment(s["params"], s["train_loss"]) for s in saved], leaves
+        """Number of snapshots that are saved without a gap, their segments, and the leaves of the training state."""
+        trusted, leaves = [], None
+        for position, facts in self._saved():
+            tree = self._read(position, facts) if facts["after"] == self.position else None
+            if tree is not None:
+                self.position = position
+                trusted.append(Segment(tree["params"], tree["train_loss"]))
+                leaves = [tree["state"][str(i)] for i in range(len(tree["state"]))]
+        return self.position, trusted, leaves
 
-    def _journal(self) -> dict[str, Any] | None:
-        path = None if self.folder is None else self.folder / "journal.json"
-        return json.loads(path.read_text()) if path is not None and path.exists() else None
+    def _saved(self) -> list[tuple[int, dict[str, Any]]]:
+        """Positions of the segments, in order, with what makes each trusted; a torn file makes none trusted."""
+        found = []
+        for path in self.folder.glob("segment_*.json") if self.folder is not None else ():
+            with contextlib.suppress(ValueError, TypeError, LookupError):
+                facts = json.loads(path.read_text(encoding="utf-8"))
+                found.append((int(path.stem.removeprefix("segment_")), {name: facts[name] for name in _TRUSTED}))
+        if any(facts["identity"] != self.identity for _, facts in found):
+            raise ValueError(f"{self.folder} holds training of another config; choose another folder or remove it.")
+        return sorted(found, key=lambda saved: saved[0])
+
+    def _read(self, position: int, facts: dict[str, Any]) -> dict[str, Any] | None:
+        """A segment as it was saved; None where it is not there, torn or altered."""
+        assert self.folder is not None
+        try:
+            tree = restore_tree(self.folder / f"segment_{position}")
+        except ValueError:
+            tree = None
+        if tree is not None and tree_digest(tree) == facts["digest"]:
+            return tree
+        warnings.warn(
+            f"{self.folder}/segment_{position} is torn; training goes on from before it.", RuntimeWarning, stacklevel=2
+        )
+        return None
 
 
 def finish_training(work_dir: Path | str) -> None:

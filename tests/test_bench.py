@@ -5,7 +5,18 @@ import math
 
 import pytest
 
-from benchmarks import breakdown, checkpoints, compile_time, efficiency, harness, precision, prng, scaling, throughput
+from benchmarks import (
+    breakdown,
+    checkpoints,
+    compile_time,
+    efficiency,
+    harness,
+    load,
+    precision,
+    prng,
+    scaling,
+    throughput,
+)
 from llcjax import bench, cli
 
 
@@ -62,7 +73,7 @@ def test_the_benchmark_runs(tmp_path):
 
 @pytest.mark.parametrize(
     "module",
-    [prng, compile_time, checkpoints, efficiency, scaling, precision, breakdown],
+    [prng, compile_time, checkpoints, load, efficiency, scaling, precision, breakdown],
     ids=lambda module: module.__name__,
 )
 def test_every_benchmark_runs_at_toy_size(module, tmp_path):

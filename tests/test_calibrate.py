@@ -185,7 +185,7 @@ def test_sensitivity_of_curve_and_stages():
     assert bands["hyperparameter"].values.tolist() == ["localization", "step_size"]
     assert np.all(bands["lower"] <= bands["llc"]) and np.all(bands["upper"] >= bands["llc"])
     assert len(plot_sensitivity(bands).axes) >= 2
-    variants = stage_sensitivity(facts, table)
+    variants = stage_sensitivity(table)
     assert [variant.name for variant in variants[:3]] == [
         "all chains and draws", "first half of the chains", "second half of the chains"
     ]  # fmt: skip

@@ -10,15 +10,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYER = {
     "types": 0, "trees": 0, "keys": 0, "_compat": 0, "_version": 0, "interrupt": 0, "progress": 0, "provenance": 0,
-    "processes": 0, "output_folder": 0, "show": 0, "tokens": 0,
+    "processes": 0, "output_folder": 0, "watchdog": 0, "show": 0, "tokens": 0,
     "models": 1, "tasks": 1, "posterior": 1, "components": 1, "observables": 1,
     "checkpoints": 2, "data": 2, "samplers": 2,
     "chain": 3, "config": 3, "config_file": 4, "train": 4, "curvature": 4, "rescale": 3, "trajectory": 4,
-    "program": 4, "plan": 4, "store": 4, "job": 5, "baseline": 6, "writer": 6, "launch": 7, "sweep": 8,
+    "program": 4, "plan": 4, "store": 4, "damage": 5, "job": 5, "baseline": 6, "writer": 6, "launch": 7, "sweep": 8,
     "forecast": 9, "reference": 8, "diagnostics": 8, "verdicts": 8, "curve_verdict": 9, "estimators": 9, "metrics": 9,
     "covariances": 10, "free_energy": 10, "devinterp": 10, "streamed": 4,
-    "correlation": 7, "curve_csv": 7, "curves": 8, "boundaries": 9, "paper_curve": 9, "selection": 9,
-    "estimate": 10, "verify": 10, "stages": 10, "agreement": 11, "sensitivity": 10, "calibrate": 10,
+    "correlation": 7, "convergence": 7, "curve_csv": 7, "curve_process": 7, "chunks": 3,
+    "curves": 8, "boundaries": 9, "paper_curve": 9, "selection": 9,
+    "estimate": 10, "comparison": 10, "verify": 10, "stages": 10, "agreement": 11, "sensitivity": 10, "calibrate": 10,
     "plots": 11, "report": 12,
     "pipelines": 13, "bench": 14, "cli": 15, "__init__": 16, "__main__": 16,
 }  # fmt: skip

@@ -132,6 +132,8 @@ def test_series_of_folders_is_swept_from_disk(tmp_path, capsys):
     losses, weights = next_token_loss(decoder(config))(bank.checkpoint(1), rows)
     assert abs(float(facts["loss"][1, :, :, 0].mean()) - float((losses * weights).sum() / weights.sum())) < 0.5
     assert len(bank._kept) == 1
+    main(["rerun", str(out / "sweep"), "--no-progress"])
+    assert "bit for bit" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["sweep", "--model", str(folders[0]), "--tokens", str(tmp_path / "tokens.npy"), "--length", "64"])
     assert "length=64 must be between 2 and the 32 tokens" in capsys.readouterr().err

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llcjax.correlation import error_covariance
+from llcjax.correlation import curve_errors, error_covariance
 from llcjax.curve_csv import read_curve
 from llcjax.curves import CurveFit, fit_curve
 from llcjax.paper_curve import paper_curve
@@ -263,3 +264,25 @@ def test_the_precision_of_the_process_is_left_alone():
 
     find(noisy(hill, 0.5))
     assert jnp.ones(2).dtype == jnp.float32
+
+
+def test_correlated_errors_as_a_process_give_the_fit_of_their_covariance():
+    rng = np.random.default_rng(5)
+    steps = np.r_[0, np.unique(np.geomspace(1, 100_000, 60).astype(int))]
+    x = np.log1p(steps)
+    chains = 20 * np.tanh(x - 6) + rng.normal(size=(6, 1)) + 0.3 * rng.normal(size=(6, x.size))
+    errors = curve_errors(steps, chains)
+    assert 0.5 < errors.share < 1
+    for known in (errors, dataclasses.replace(errors, share=0.0)):
+        fast = fit_curve(steps, chains.mean(0), error_covariance=known, num_grid=100)
+        slow = fit_curve(steps, chains.mean(0), error_covariance=known.covariance(steps), num_grid=100)
+        # L-BFGS stops within 1e-5 of the same hyperparameters.
+        for name in ("mean", "lower", "upper", "slope", "slope_lower", "slope_upper", "point_noise_sd"):
+            scale = np.ptp(getattr(slow.fit, name)) + np.abs(getattr(slow.fit, name)).max()
+            np.testing.assert_allclose(
+                getattr(fast.fit, name), getattr(slow.fit, name), atol=1e-4 * scale, err_msg=name
+            )
+    independent = fit_curve(steps, chains.mean(0), errors.stderr, num_grid=100)
+    np.testing.assert_array_equal(fast.value_draws, independent.value_draws)
+    with pytest.raises(ValueError, match=rf"of \({x.size},\) points; give \(5,\) errors"):
+        fit_curve(steps[:5], chains.mean(0)[:5], error_covariance=errors)

@@ -1,4 +1,4 @@
-"""The command line: `llcjax run | train | calibrate | sweep | stages | report | verify | bench`.
+"""The command line: `llcjax run | train | calibrate | sweep | stages | report | rerun | verify | bench`.
 
 Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130;
 SIGTERM likewise, with 75.
@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 from llcjax import _compat, processes
 from llcjax.cli.arguments import shell
-from llcjax.cli.experiment import make_report, run_calibration, run_experiment
+from llcjax.cli.experiment import make_report, rerun_and_compare, run_calibration, run_experiment
 from llcjax.cli.pretrained import sweep_pretrained
 from llcjax.cli.tools import find_and_print_stages, run_benchmark, run_verification
-from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted
+from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted, Terminated, sigterm_raises
 
 OVERVIEW = """\
 usage: llcjax COMMAND ...
@@ -26,6 +26,7 @@ usage: llcjax COMMAND ...
   sweep --model DIR [DIR ...] --tokens FILE   the LLC sweep of models that others trained
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
   report DIR          estimates, stages and report of a finished sweep again
+  rerun STORE         a finished sweep again from what its store says, compared array by array
   verify              known answers: true value, estimate, error and verdict of every case on this machine
   bench               chain-steps a second on this machine, against what its arithmetic can do
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sweep": lambda rest: sweep_pretrained(rest) if "--model" in rest else run_experiment("sweep", rest),
         "stages": find_and_print_stages,
         "report": make_report,
+        "rerun": rerun_and_compare,
         "verify": run_verification,
         "bench": run_benchmark,
     }
@@ -58,10 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command in ("run", "sweep") and ("--distributed" in rest or processes.launched_by_slurm()):
             processes.join()
         _compat.enable_compilation_cache()
-        commands[command](rest)
+        with sigterm_raises():
+            commands[command](rest)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"llcjax: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"\nllcjax: {stop or 'stopped'}. Go on with: {shell(arguments)}", file=sys.stderr)
-        raise SystemExit(PREEMPTED_EXIT_CODE if isinstance(stop, Preempted) else 130) from None
+        raise SystemExit(PREEMPTED_EXIT_CODE if isinstance(stop, Preempted | Terminated) else 130) from None

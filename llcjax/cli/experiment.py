@@ -1,4 +1,4 @@
-"""Commands on an experiment in its folder: run, train, sweep, calibrate, report."""
+"""Commands on an experiment in its folder: run, train, sweep, calibrate, report; and on a store: rerun."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from llcjax import processes
 from llcjax.cli.arguments import last_option, parse, shell
 from llcjax.cli.tables import (
     print_calibration,
+    print_differences,
     print_forecast,
     print_part,
     print_reports,
     print_tables,
     print_verdicts,
 )
+from llcjax.comparison import compare_sweeps, comparison_sentence
 from llcjax.config import SweepConfig
 from llcjax.config_file import load_sweep_config
 from llcjax.estimators import estimates
 from llcjax.pipelines import regression
+from llcjax.pipelines.rerun import changed_facts, rerun
 from llcjax.pipelines.run_folder import load_config
+from llcjax.store import open_sweep
 
 EXPERIMENTS = {"regression": regression.PRESETS}
 
@@ -81,6 +85,22 @@ class _CalibrateOptions(_ExperimentOptions):
     target_acceptance: float | None = None
     """MALA acceptance that SGLD's step size is to have, such as 0.9: a warm-up finds it for each n_beta and
     localization; none = the step sizes as given."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _RerunOptions:
+    """Makes a sweep again from what its store says, and compares; exit code 0 if they are the same, 1 if not."""
+
+    store: tyro.conf.Positional[Path]
+    """Store of a finished sweep, such as runs/regression-quick/sweeps/seed_0."""
+    out: Path | None = None
+    """Folder of the rerun; none = the name of the store with -rerun behind it. An unfinished one goes on."""
+    retrain: bool = False
+    """Trains the models again too, instead of taking the checkpoints that were swept."""
+    tolerance: float = 0.0
+    """Largest difference that passes, relative to the largest value of the array; 0 asks for the same bits."""
+    progress: bool = True
+    """Progress bars on standard error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,6 +166,22 @@ def make_report(arguments: list[str]) -> None:
     experiment = regression.experiment_from(load_config(options.directory))
     line = shell(["report", str(options.directory)])
     print_reports(regression.RegressionRun(experiment, options.directory, command=line))
+
+
+def rerun_and_compare(arguments: list[str]) -> None:
+    """`rerun`."""
+    options = parse(_RerunOptions, arguments, "llcjax rerun")
+    if not options.tolerance >= 0:
+        raise ValueError(f"tolerance={options.tolerance:g} must be 0 or more.")
+    out = options.out or options.store.with_name(options.store.name + "-rerun")
+    new = rerun(options.store, out, retrain=options.retrain, progress=options.progress)
+    old = open_sweep(options.store)
+    differences = compare_sweeps(old, new)
+    same, sentence = comparison_sentence(differences, options.tolerance)
+    print_differences(differences)
+    print("\n".join([*changed_facts(old, new), sentence]))
+    if not same:
+        raise SystemExit(1)
 
 
 def _experiment_name(arguments: list[str]) -> tuple[str, list[str]]:

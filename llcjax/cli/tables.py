@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llcjax.calibrate import Calibration
+from llcjax.comparison import Difference
 from llcjax.curve_verdict import curve_verdict
 from llcjax.forecast import Forecast
 from llcjax.pipelines.regression import RegressionRun
@@ -104,6 +105,18 @@ def print_stages(stages: Stages, value: str) -> None:
     Console(soft_wrap=False).print(table)
     for plateau in stages.plateaus:
         print(f"plateau from step {plateau.start:,.0f} to {plateau.end:,.0f} (probability {plateau.probability:.2f})")
+
+
+def print_differences(differences: Sequence[Difference]) -> None:
+    """The arrays of two sweeps, compared."""
+    table = Table(title="Arrays of the store and of its rerun")
+    for name in ("array", "values", "different", "largest difference", "over the largest value"):
+        table.add_column(name, justify="left" if name == "array" else "right")
+    for one in differences:
+        table.add_row(
+            one.name, f"{one.num_values:,}", f"{one.num_different:,}", f"{one.largest:.3g}", f"{one.relative:.3g}"
+        )
+    Console().print(table)
 
 
 def print_throughput(rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -62,22 +63,9 @@ def run_pretrained(
     Raises:
         ValueError: bad input, before anything is sampled.
     """
-    config, bank = pretrained_bank(options.model)
-    rows = checked_rows(options.tokens, config, options.length, options.num_sequences)
-    masks = chosen_masks(bank.checkpoint(0), config, options.components)
-    loss_fn = next_token_loss(decoder(config, rematerialize=options.rematerialize))
-    facts = sweep(
-        loss_fn,
-        bank,
-        rows,
-        options.sweep,
-        out=out / "sweep",
-        components=masks,
-        chance=float(np.log(config.vocabulary)),
-        progress=progress,
-    )
+    facts = sweep_models(options, out / "sweep", progress=progress)
     table = estimates(facts)
-    names = list(masks or ())
+    names = list(facts.attrs.get("components", ()))
     path = write_report(
         out,
         title=" ".join(path.name for path in options.model[:3]) + (" ..." if len(options.model) > 3 else ""),
@@ -92,6 +80,50 @@ def run_pretrained(
         setting=names.index("full") * len(options.sweep.settings) if "full" in names else 0,
     )
     return path, table
+
+
+def sweep_models(options: PretrainedSweep, store: Path, *, progress: bool = False) -> xr.Dataset:
+    """Sweeps the models into a store, or goes on with it."""
+    config, bank = pretrained_bank(options.model)
+    rows = checked_rows(options.tokens, config, options.length, options.num_sequences)
+    return sweep(
+        next_token_loss(decoder(config, rematerialize=options.rematerialize)),
+        bank,
+        rows,
+        options.sweep,
+        out=store,
+        components=chosen_masks(bank.checkpoint(0), config, options.components),
+        chance=float(np.log(config.vocabulary)),
+        attrs={"rerun": json.dumps({"pipeline": "pretrained", "options": _as_json(options)})},
+        progress=progress,
+    )
+
+
+def _as_json(options: PretrainedSweep) -> dict[str, Any]:
+    """The options with the whole paths of the files, as JSON values."""
+    whole = dataclasses.replace(
+        options, model=tuple(path.absolute() for path in options.model), tokens=options.tokens.absolute()
+    )
+    return json.loads(json.dumps(dataclasses.asdict(whole), default=str))
+
+
+def options_from(facts: dict[str, Any]) -> PretrainedSweep:
+    """The options that a store was made with.
+
+    Raises:
+        ValueError: a field that this version does not know.
+    """
+    try:
+        fields: dict[str, Any] = {
+            **facts,
+            "model": tuple(map(Path, facts["model"])),
+            "tokens": Path(facts["tokens"]),
+            "sweep": SweepConfig(**facts["sweep"]),
+            "components": tuple(facts["components"]),
+        }
+        return PretrainedSweep(**fields)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the store is of another version of llcjax ({error}); sweep again.") from error
 
 
 def checked_rows(path: Path, config: DecoderConfig, length: int, most: int | None) -> np.ndarray:

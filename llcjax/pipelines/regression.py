@@ -91,7 +91,7 @@ class RegressionRun:
         """The banks of the seeds to sweep, trained where they are not there yet."""
 
         def train_missing() -> None:
-            if not self._is_trained():
+            if not self._is_trained() or self._is_torn():
                 folder = self.models / "banks"
                 with only_run(folder), writing_to(folder):
                     self._train(folder)
@@ -103,6 +103,15 @@ class RegressionRun:
         config = self.experiment.train
         seeds = range(config.seed, config.seed + config.num_seeds)
         return self._imported is not None or all(is_bank(self.models / "banks" / f"seed_{seed}") for seed in seeds)
+
+    def _is_torn(self) -> bool:
+        """Whether models that were trained here cannot be trusted any more, which is said."""
+        try:
+            self._held_banks()
+        except ValueError as error:
+            self.say(f"{error} They are trained again.")
+            return True
+        return False
 
     def _held_banks(self) -> dict[int, CheckpointBank]:
         experiment, folder = self.experiment, self.models / "banks"
@@ -134,12 +143,22 @@ class RegressionRun:
                     out=path,
                     mask=mask,
                     chance=experiment.task.chance,
-                    attrs={"command": self.command},
+                    attrs={"command": self.command, "rerun": json.dumps(self._recipe(seed))},
                     progress=self.progress and not done,
                 )
             if not done and processes.is_first():
                 self.say(f"sweep of seed {seed} -> {path}")
         return results
+
+    def _recipe(self, seed: int) -> dict[str, Any]:
+        """What `llcjax rerun` makes the sweep of a seed from; `models` as seen from the store."""
+        one = dataclasses.replace(
+            self.experiment, sweep_seeds=(seed,), num_checkpoints=self.num_checkpoints(seed), further=()
+        )
+        if one.bank is not None:
+            one = dataclasses.replace(one, bank=str(Path(one.bank).absolute()))
+        models = os.path.relpath(self.models, self._sweep_path(seed))
+        return {"pipeline": "regression", "options": as_dict(one), "models": models}
 
     def finished(self) -> Iterator[tuple[int, CheckpointBank, xr.Dataset]]:
         """Seed, checkpoints and sweep of every seed whose sweep is complete."""

@@ -13,6 +13,7 @@ from typing import Any
 import xarray as xr
 
 from llcjax.config import fingerprint
+from llcjax.output_folder import write_text
 from llcjax.provenance import provenance
 from llcjax.store import load_dataset, save_dataset
 
@@ -28,7 +29,7 @@ def load_config(folder: Path | str) -> Config:
     """
     try:
         return json.loads((Path(folder) / _NAME).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder} holds no run of llcjax ({error}); make one with `llcjax run`.") from error
 
 
@@ -46,12 +47,15 @@ def claim(folder: Path, config: Config, complete: Callable[[Config], Config]) ->
     path = folder / _NAME
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(config, indent=1))
+        write_text(path, json.dumps(config, indent=1))
         return
     try:
         held = complete(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is broken ({error}); choose another folder or remove this one.") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is broken ({error}); remove this file if the run has this config, and it goes on, or choose "
+            "another folder."
+        ) from error
     if held != config:
         name = _first_difference(held, config)
         raise ValueError(f"out={folder} holds another config ({name} differs); choose another folder or remove it.")

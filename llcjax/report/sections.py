@@ -292,13 +292,13 @@ def _settings_section(material: Material) -> str:
 def _sensitivity_section(material: Material) -> str:
     """The boundaries again from parts of the chains and draws, and bands over neighboring settings."""
     body = _bands(material)
-    measured = material.sweep is not None and "loss" in material.sweep and "llc_per_chain" in material.estimates
-    if material.sweep is None or not measured or material.stages is None or material.stages.method != "gp":
+    measured = "llc_per_chain_half" in material.estimates
+    if not measured or material.stages is None or material.stages.method != "gp":
         return body
     loss = None
     if material.metrics is not None and "test_loss" in material.metrics:
         loss = material.metrics["test_loss"].sel(checkpoint=material.estimates["checkpoint"]).values
-    variants = stage_sensitivity(material.sweep, material.estimates, setting=material.setting, loss=loss)
+    variants = stage_sensitivity(material.estimates, setting=material.setting, loss=loss)
     whole = variants[0].boundaries
     if not whole:
         return body
@@ -334,20 +334,27 @@ def _bands(material: Material) -> str:
 def _table_section(material: Material) -> str:
     curve = material.curve
     header = ["step", "LLC", "R-hat", "ESS", "chains", "verdict", "why"]
-    rows = [_checkpoint_cells(curve.isel(checkpoint=index)) for index in range(curve.sizes["checkpoint"])]
+    rows = _checkpoint_rows(curve)
     body = markup.table(header, rows, text_columns=(5, 6), verdict_column=5)
     return markup.details(f"Table of {len(rows)} checkpoints (also in llc.csv)", body)
 
 
-def _checkpoint_cells(one: xr.Dataset) -> list[str]:
+def _checkpoint_rows(curve: xr.Dataset) -> list[list[str]]:
+    names = ("checkpoint", "llc", "llc_stderr", "rhat", "ess_bulk", "verdict", "sentence")
+    used = curve["num_chains_used"].values.tolist() if "num_chains_used" in curve else [""] * curve.sizes["checkpoint"]
     return [
-        step_text(float(one["checkpoint"])),
-        plus_minus(float(one["llc"]), float(one["llc_stderr"])),
-        number(float(one["rhat"]), ".3f"),
-        number(float(one["ess_bulk"]), ",.0f"),
-        str(int(one["num_chains_used"])) if "num_chains_used" in one else "",
-        str(one["verdict"].values),
-        str(one["sentence"].values),
+        [
+            step_text(step),
+            plus_minus(llc, error),
+            number(rhat, ".3f"),
+            number(ess, ",.0f"),
+            str(chains),
+            str(verdict),
+            str(sentence),
+        ]
+        for step, llc, error, rhat, ess, verdict, sentence, chains in zip(
+            *(curve[name].values.tolist() for name in names), used, strict=True
+        )
     ]
 
 
