@@ -3,9 +3,12 @@
 import signal
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import llcjax
+from llcjax.checkpoints import CheckpointBank
 from llcjax.models import TransformerConfig, icl_transformer
 from llcjax.tasks.regression import RegressionTask, squared_error
 from tests.faults.table import Row
@@ -15,19 +18,19 @@ TASK = RegressionTask(dimension=2, num_pairs=4)
 
 
 def quadratic(params, batch):
-    """Independent of the data, and without a product of matrices: every cut gives its bits."""
-    del batch
-    return 0.5 * ((params["first"] ** 2).sum() + (params["second"] ** 2).sum())
+    """Without a product of matrices: every cut gives the same bits."""
+    x, y = batch
+    return 0.5 * jnp.sum(jnp.linspace(0.1, 2.0, 3) * params**2) + y * params[0] + x[:, 0] * params[1]
 
 
 def quadratic_sweep(folder, begun=None, **options):
-    return sweep_into(folder, begun, loss=quadratic, **options)
+    values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    bank = CheckpointBank(params=values, steps=np.arange(6))
+    return sweep_into(folder, begun, loss=quadratic, bank=bank, **options)
 
 
 def transformer_sweep(folder, begun=None):
     """A transformer of two layers at four checkpoints; ten steps, as rounding grows along a chain."""
-    import jax
-
     sizes = TransformerConfig(num_heads=2, model_width=16, mlp_width=16)
     init, apply = icl_transformer(sizes, TASK.num_tokens, TASK.token_width)
     trees = [init(jax.random.key(i)) for i in range(4)]
@@ -38,6 +41,16 @@ def transformer_sweep(folder, begun=None):
         n_beta=10.0, step_size=1e-4, localization=10.0, num_chains=2, num_draws=10, batch_size=8
     )
     llcjax.sweep(squared_error(apply), bank, data, config, out=folder / "sweep", devices=jax.local_devices()[:1])
+
+
+def same(folder, other):
+    """Whether two sweeps are equal bit for bit.
+
+    Of the distance the last bit is left out: XLA rounds that sum otherwise in launches of another width.
+    """
+    one, two = swept_arrays(folder), swept_arrays(other)
+    near = np.allclose(*(np.frombuffer(arrays.pop("distance"), np.float32) for arrays in (one, two)), rtol=2e-7, atol=0)
+    return one == two and near
 
 
 def together(count, work, folder, **options):
@@ -57,13 +70,13 @@ def equal_to_one(tries, seed, folder):
             children = together(count, work, place) if count > 1 else [Child(work, place)]
             assert [child.end() for child in children] == [0] * count
             if name == "quadratic":
-                lost += swept_arrays(place) != swept_arrays(folder / f"{name}_1")
+                lost += not same(place, folder / f"{name}_1")
             else:
                 facts, one = (llcjax.open_sweep(folder / f"{name}_{n}" / "sweep") for n in (count, 1))
                 apart = float(np.abs(facts["loss"].values / one["loss"].values - 1).max())
                 largest = max(largest, apart)
     lost += largest > 1e-5
-    happened = f"the bits of one process on a quadratic, {largest:.0e} relative on a transformer"
+    happened = f"bit for bit on a quadratic (distances: but for the last bit), {largest:.0e} relative on a transformer"
     return Row(f"sweep shared by {' and '.join('24'[:tries])} processes", 2 * tries, happened, lost)
 
 
@@ -86,10 +99,10 @@ def one_dies(tries, seed, folder):
         again = (count, 1, 2, 4)[index // 2 % 4]
         children = together(again, quadratic_sweep, place) if again > 1 else [Child(quadratic_sweep, place)]
         assert [child.end() for child in children] == [0] * again
-        lost += swept_arrays(place) != swept_arrays(folder / "whole")
+        lost += not same(place, folder / "whole")
         touched += sum(file.stat().st_mtime_ns != when for file, when in files.items())
         kept += done
-    happened = f"{kept} of {12 * tries} groups were finished, {touched} files of them written again; bit for bit"
+    happened = f"{kept} of {12 * tries} groups were finished, {touched} files of them written again; as above"
     fault = "one of 2 or 4 processes killed, then as many, 1, 2 or 4"
     return Row(fault, tries, happened, lost, {"exit_codes": sorted(codes)})
 
@@ -115,5 +128,5 @@ def other_devices(tries, seed, folder):
             child.signal_after(random.uniform(0, 1), signal.SIGKILL)
             child.end()
         assert Child(quadratic_sweep, place, num_devices=int(random.choice([1, 2, 4]))).end() == 0
-        lost += swept_arrays(place) != swept_arrays(folder / "whole")
-    return Row("killed, then other devices (1, 2, 4)", tries, "bit for bit on a quadratic", lost)
+        lost += not same(place, folder / "whole")
+    return Row("killed, then other devices (1, 2, 4)", tries, "as above", lost)

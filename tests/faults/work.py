@@ -53,7 +53,7 @@ def examples():
     return x, np.sin(x[:, 0])
 
 
-def sweep_into(folder, begun=None, *, loss=network, num_devices=1, **options):
+def sweep_into(folder, begun=None, *, loss=network, bank=None, num_devices=1, **options):
     """The sweep that is broken; its state is saved after every chunk. `begun` is called at the first of them."""
     told = []
 
@@ -63,7 +63,7 @@ def sweep_into(folder, begun=None, *, loss=network, num_devices=1, **options):
 
     devices = jax.local_devices()[:num_devices]
     options = {"out": folder / "sweep", "on_chunk": on_chunk, "save_every_seconds": 0, **options}
-    return sweep(loss, checkpoints(), examples(), SWEEP, devices=devices, **options)
+    return sweep(loss, bank or checkpoints(), examples(), SWEEP, devices=devices, **options)
 
 
 def train_into(folder, begun=None):
