@@ -165,7 +165,7 @@ def test_bad_settings_get_a_sentence(options, words):
 
 def test_a_torn_segment_costs_what_came_after_it_and_no_more(banks, tmp_path):
     run(work_dir=tmp_path, save_every_seconds=0)
-    saved = sorted((int(path.stem.split("_")[1]) for path in tmp_path.glob("segment_*.json")))
+    saved = sorted(int(path.stem.split("_")[1]) for path in tmp_path.glob("segment_*.json"))
     torn = max((tmp_path / f"segment_{saved[2]}").rglob("*"), key=lambda path: path.stat().st_size)
     torn.write_bytes(torn.read_bytes()[:100])
     (tmp_path / f"segment_{saved[5]}.json").write_text('{"identity"')
