@@ -67,6 +67,7 @@ def deep_linear(toy: bool) -> Case:
 def regression(toy: bool) -> Case:
     """The transformer after its training, on 65,536 of its sequences."""
     trained = paired_baseline.transformer(toy)
+    assert trained.experiment is not None
     config = dataclasses.replace(trained.at(trained.n_beta[0]), num_chains=REPLICATES)
     if os.environ.get(paired_baseline.BANK) and not toy:
         config = dataclasses.replace(config, localization=1500.0, step_size=5e-5)  # what `llcjax calibrate` recommends
@@ -74,7 +75,7 @@ def regression(toy: bool) -> Case:
     data = jax.tree.map(lambda leaf: leaf[: 2**16], trained.data)
     work = Workload(trained.loss_fn, params, data, config.batch_size or 0)
     model, arrays = network_of("regression", work)
-    return Case(model, {**arrays, "num_heads": np.asarray(trained.num_heads)}, work, config)
+    return Case(model, {**arrays, "num_heads": np.asarray(trained.experiment.model.num_heads)}, work, config)
 
 
 CASES: Mapping[str, Callable[[bool], Case]] = {"deep_linear": deep_linear, "regression": regression}

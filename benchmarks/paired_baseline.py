@@ -63,8 +63,6 @@ class Case:
     step_size_times_n_beta: float
     config: SweepConfig
     """The rest: counts, batch size, precision."""
-    num_heads: int = 0
-    """Of a transformer; its parameters do not tell."""
     experiment: RegressionExperiment | None = None
     """Of a transformer."""
 
@@ -153,7 +151,6 @@ def _transformer(
         localization_over_n_beta=1000.0 / 66.67,
         step_size_times_n_beta=step_size * 66.67,
         config=config,
-        num_heads=experiment.model.num_heads,
     )
 
 

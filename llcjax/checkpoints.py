@@ -171,20 +171,9 @@ def load_bank(path: Path | str) -> CheckpointBank:
             f"{path} holds no bank of checkpoints ({type(error).__name__}: {error}); make one with `llcjax train`."
         ) from error
     bank = CheckpointBank(params=restore_tree(path / "params"), steps=steps, config=config, metrics=metrics)
-    if facts.get("fingerprint", bank.fingerprint()) != bank.fingerprint():
+    if facts.get("fingerprint", held := bank.fingerprint()) != held:
         raise ValueError(f"{path} does not hold the checkpoints that were saved there; copy it again, or train again.")
     return bank
-
-
-def tree_digest(tree: Any) -> str:
-    """A hash of names, shapes, types and values of the arrays of a pytree, whatever containers hold them."""
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    named = {trees.path_name(path): np.asarray(leaf, order="C") for path, leaf in found}
-    digest = hashlib.sha256()
-    for name, leaf in sorted(named.items()):
-        digest.update(f"{name} {leaf.shape} {leaf.dtype} ".encode())
-        digest.update(leaf.tobytes())
-    return digest.hexdigest()
 
 
 def save_tree(tree: Any, path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,28 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from llcjax import _compat, keys, processes, trees
-from llcjax.baseline import write_init_losses, write_prior_losses, write_probe_losses
+from llcjax import _compat, keys, processes
 from llcjax.checkpoints import CheckpointBank
 from llcjax.components import check_mask, make_slices
-from llcjax.config import SweepConfig, array_digest, as_dict, fingerprint
-from llcjax.damage import is_whole, redo_broken
+from llcjax.config import SweepConfig
+from llcjax.damage import is_whole
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
-from llcjax.job import Job, launch_inputs
+from llcjax.job import Job
 from llcjax.launch import run_job
-from llcjax.observables import check_probes, feature_table, measure
+from llcjax.observables import check_probes
 from llcjax.output_folder import only_run, writing_to
 from llcjax.posterior import batch_size_of, check_loss_shape
-from llcjax.program import Recorded
 from llcjax.progress import SweepStats
-from llcjax.provenance import provenance
 from llcjax.samplers import FULL_BATCH
-from llcjax.store import SweepStore, is_sweep, open_sweep
+from llcjax.store import SweepStore, open_sweep
+from llcjax.sweep_store import prepared_store
 from llcjax.types import LossFn, Observe, Params, PRNGKey
-from llcjax.writer import MOMENT, named_arrays
-
-GROUP_DIMS = ("checkpoint", "setting")
-DRAW_DIMS = ("checkpoint", "setting", "chain", "draw")
 
 
 def sweep(
@@ -106,7 +98,7 @@ def sweep(
     if out is None:
         if jax.process_count() > 1:
             raise ValueError(f"out=None, but {jax.process_count()} processes need a folder that they share; give out.")
-        store = _prepared(job, None, chance, attrs)
+        store = prepared_store(job, None, chance, attrs)
         run_job(job, store, on_chunk, save_every_seconds, progress)
         return store.open()
     path = Path(out)
@@ -117,24 +109,13 @@ def sweep(
             whole = is_whole(path)
             if not whole:
                 held.enter_context(only_run(path))
-            _prepared(job, path, chance, attrs, mend=not whole)
+            prepared_store(job, path, chance, attrs, mend=not whole)
 
         processes.first_alone(begin)
         store = SweepStore.reopen(path)
         processes.together(lambda: run_job(job, store, on_chunk, save_every_seconds, progress))
         processes.first_alone(store.drop_states)
     return open_sweep(path)
-
-
-def _prepared(
-    job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None, *, mend: bool = False
-) -> SweepStore:
-    """The store, with all that is not sampled; to mend one is to forget what in it is broken."""
-    store = _open_or_create(job, path, chance, attrs, mend)
-    write_init_losses(job, store)
-    write_prior_losses(job, store)
-    write_probe_losses(job, store)
-    return store
 
 
 def make_job(
@@ -232,156 +213,3 @@ def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:
     """The mask as boolean arrays of the parameters' own shapes."""
     params = bank.checkpoint(0)
     return jax.tree.unflatten(jax.tree.structure(params), check_mask(mask, params))
-
-
-def _identity(job: Job, recorded: list[str]) -> str:
-    """What makes two sweeps the same sweep: bank, data and every setting that changes the numbers."""
-    free = as_dict(dataclasses.replace(job.config, draws_per_chunk=1, runs_per_launch=None))
-    del free["microbatch_size"], free["chains_at_once"], free["devices_per_run"]  # how, not what
-    if not job.config.step_size_decay:
-        free = {name: value for name, value in free.items() if not name.startswith("step_size_decay")}
-    if job.config.reduce == "none":
-        del free["reduce"], free["num_blocks"]
-    data = [array_digest(leaf) for leaf in jax.tree.leaves(job.source.arrays)]
-    seed = jax.random.key_data(job.base).tolist()
-    mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
-    parts: tuple[Any, ...] = (free, job.bank.fingerprint(), data, seed, mask, recorded)
-    if job.slices is not None:
-        parts += ([job.component_names, job.slices.leaves, array_digest(job.slices.index)],)
-    if job.probes:
-        parts += ([array_digest(leaf) for leaf in jax.tree.leaves(job.probes)],)
-    return fingerprint(*parts)
-
-
-def _open_or_create(
-    job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None, mend: bool
-) -> SweepStore:
-    arrays = named_arrays(_one_chunk_of_two_runs(job))
-    identity = _identity(job, list(arrays))
-    if path is not None and is_sweep(path):
-        store = SweepStore.reopen(path)
-        if store.group.attrs["fingerprint"] != identity:
-            raise ValueError(
-                f"out={path} holds a sweep of another config, bank or data; choose another folder or remove it."
-            )
-        if mend:
-            _put_coords(job, store, arrays)
-            redo_broken(store)
-        if chance is not None and store.group.attrs.get("chance") != chance:
-            store.group.attrs["chance"] = float(chance)
-        return store
-    if path is not None and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
-        raise ValueError(f"out={path} exists and is no store of a sweep; choose another folder.")
-    config = job.config
-    facts: dict[str, Any] = {
-        "config": json.dumps(as_dict(config)),
-        "bank": json.dumps(job.bank.config),
-        "provenance": json.dumps(provenance()),
-        "fingerprint": identity,
-        "key": jax.random.key_data(job.base).tolist(),
-        "num_burnin_steps": config.num_burnin_steps,
-        "num_params": trees.num_params(job.bank.checkpoint(0)) if job.mask is None else _num_sampled(job.mask),
-        "wall_seconds": 0.0,
-        **(attrs or {}),
-    }
-    if job.source.num_examples is not None:
-        facts["num_examples"] = job.source.num_examples
-    if chance is not None:
-        facts["chance"] = float(chance)
-    if job.component_names:
-        facts["components"] = list(job.component_names)
-    if job.config.reduce != "none":
-        facts["features"] = _features(job)
-    store = SweepStore.create(path, coords=_coords(job, arrays), attrs=facts)
-    _allocate(job, store, arrays)
-    return store.publish()
-
-
-def _features(job: Job) -> list[tuple[str, list[int]]]:
-    """Names and shapes of what is reduced, without computing it."""
-    per_position = job.per_position
-    shapes = jax.eval_shape(
-        lambda params: measure(job.observe, job.loss_fn, params, job.probes, per_position=per_position),
-        job.bank.checkpoint(0),
-    )
-    return feature_table(shapes)
-
-
-def _num_sampled(mask: Params) -> int:
-    return sum(int(keep.sum()) for keep in jax.tree.leaves(mask))
-
-
-def _put_coords(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
-    """Writes the coordinates that cannot be read; the sweep knows what they are."""
-    for name, (dims, values) in _coords(job, arrays).items():
-        if not store.holds(name):
-            store.put(name, dims, values)
-
-
-def _coords(job: Job, arrays: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    settings = job.settings
-    hyper = {
-        name: (("setting",), np.array([getattr(setting, name) for setting in settings]))
-        for name in ("n_beta", "localization", "step_size")
-    }
-    if job.config.reduce != "none":
-        starts = np.arange(0, job.num_recorded, job.draws_per_chunk) * job.config.num_steps_between_draws
-        hyper["block"] = (("block",), starts)
-    positions = next((leaf.shape[2] for name, leaf in arrays.items() if name.endswith("_position")), None)
-    if positions is not None:
-        hyper["position"] = (("position",), np.arange(1, positions + 1))
-    if job.component_names:
-        hyper["component"] = (("setting",), job.component_of_setting)
-        hyper["num_params"] = (("setting",), np.array(job.component_sizes)[job.component_of_setting])
-    return {
-        "checkpoint": (("checkpoint",), job.bank.steps),
-        "setting": (("setting",), np.arange(len(settings))),
-        "chain": (("chain",), np.arange(job.config.num_chains)),
-        "draw": (("draw",), np.arange(job.num_recorded) * job.config.num_steps_between_draws),
-        **hyper,
-    }
-
-
-def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
-    """Makes room for everything that a chunk returns; `arrays` tells the shapes for two runs and one draw."""
-    groups = (len(job.bank), len(job.settings))
-    chains, draws = job.config.num_chains, job.num_recorded
-    block = job.draws_per_chunk
-    for name, leaf in arrays.items():
-        if name.startswith(MOMENT):
-            _allocate_moments(store, name, leaf, groups, chains, -(-draws // block))
-            continue
-        extra = leaf.shape[2:]
-        dims = (*DRAW_DIMS, *_extra_dims(name, len(extra)))
-        shape, chunks = (*groups, chains, draws, *extra), (1, 1, chains, block, *extra)
-        fill = float("nan") if np.issubdtype(leaf.dtype, np.floating) else 0
-        store.allocate(name, dims, shape, chunks, str(leaf.dtype), fill)
-    store.allocate("first_nonfinite_step", (*GROUP_DIMS, "chain"), (*groups, chains), (1, 1, chains), "int32", -1)
-    store.allocate("num_draws_done", GROUP_DIMS, groups, (1, 1), "int32", 0)
-
-
-def _allocate_moments(
-    store: SweepStore, name: str, leaf: Any, groups: tuple[int, int], chains: int, blocks: int
-) -> None:
-    """Makes room for the moments of each block; a chunk of the store is one block."""
-    extra = leaf.shape[1:]
-    dims = (*GROUP_DIMS, "chain", "block", *("feature", "feature_other")[: len(extra)])
-    store.allocate(name, dims, (*groups, chains, blocks, *extra), (1, 1, chains, 1, *extra), "float32", float("nan"))
-
-
-def _extra_dims(name: str, count: int) -> tuple[str, ...]:
-    if name.endswith("_position"):
-        return ("position",)
-    return tuple(f"{name}_{axis}" for axis in range(count))
-
-
-def _one_chunk_of_two_runs(job: Job) -> Recorded:
-    """Shapes of a tiny chunk, traced and not computed."""
-    tiny = job.program(1)
-    anchors, runs, roots = launch_inputs(job, np.zeros(1, np.int64), 2)
-
-    def traced(anchors: Params, runs: Any, part: Any, *rest: Any) -> Recorded:
-        states = jax.eval_shape(tiny.start_runs, anchors, runs, part)
-        return jax.eval_shape(tiny.advance_runs, states, anchors, runs, part, *rest)[1]
-
-    return tiny.known("recorded", traced, anchors, runs, job.part, roots, job.source.arrays, job.watch, jnp.int32(0))

@@ -19,8 +19,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from llcjax import keys, trees
-from llcjax.checkpoints import CheckpointBank, remove_tree, restore_tree, save_tree, tree_digest
-from llcjax.config import as_dict, fingerprint
+from llcjax.checkpoints import CheckpointBank, remove_tree, restore_tree, save_tree
+from llcjax.config import array_digest, as_dict, fingerprint
 from llcjax.interrupt import StopRequest
 from llcjax.output_folder import only_run, write_text, writing_to
 from llcjax.posterior import evaluate
@@ -298,7 +298,7 @@ class _Saver:
         assert self.folder is not None
         leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
         tree = {"params": segment.params, "train_loss": segment.train_loss, "state": leaves}
-        facts = {"identity": self.identity, "after": self.position, "digest": tree_digest(tree)}
+        facts = {"identity": self.identity, "after": self.position, "digest": _digest(tree)}
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             save_tree(tree, self.folder / f"segment_{position}")
@@ -335,12 +335,18 @@ class _Saver:
             tree = restore_tree(self.folder / f"segment_{position}")
         except ValueError:
             tree = None
-        if tree is not None and tree_digest(tree) == facts["digest"]:
+        if tree is not None and _digest(tree) == facts["digest"]:
             return tree
         warnings.warn(
             f"{self.folder}/segment_{position} is torn; training goes on from before it.", RuntimeWarning, stacklevel=2
         )
         return None
+
+
+def _digest(tree: Any) -> str:
+    """A hash of names, shapes, types and values of the arrays of a pytree, whatever containers hold them."""
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return fingerprint(sorted([trees.path_name(path), array_digest(leaf)] for path, leaf in found))
 
 
 def finish_training(work_dir: Path | str) -> None:

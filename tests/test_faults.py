@@ -4,13 +4,8 @@ import pytest
 
 from tests.faults.list import FAULTS
 
-# Timings of several processes, and leave to read the environment, depend on the machine.
-_ON_A_QUIET_MACHINE = {"processes", "dead processes", "other devices", "read-only folders"}
 
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in _ON_A_QUIET_MACHINE)) for name in FAULTS]
-)
+@pytest.mark.parametrize("name", FAULTS)
 def test_nothing_is_lost(name, tmp_path):
     fault, _, few = FAULTS[name]
     row = fault(few, 0, tmp_path)

@@ -79,6 +79,7 @@ class RegressionRun:
         # All that can be refused is refused before the folder is claimed and before anything is trained.
         check_data(DataSource((), None, experiment.num_examples), experiment.sweep)
         self._imported = None if experiment.bank is None else import_bank(experiment.bank)
+        self._loaded: dict[int, CheckpointBank] | None = None
         if self._imported is not None:
             check_fits(self._imported, jax.eval_shape(self.init, as_key(0)))
             check_finite(self._imported)
@@ -117,7 +118,9 @@ class RegressionRun:
         experiment, folder = self.experiment, self.models / "banks"
         if self._imported is not None:
             return {experiment.sweep_seeds[0]: self._imported}
-        return {seed: load_bank(folder / f"seed_{seed}") for seed in experiment.sweep_seeds}
+        if self._loaded is None:
+            self._loaded = {seed: load_bank(folder / f"seed_{seed}") for seed in experiment.sweep_seeds}
+        return self._loaded
 
     def num_checkpoints(self, seed: int) -> int | None:
         """How many checkpoints of a seed are swept; None for all."""
@@ -206,12 +209,12 @@ class RegressionRun:
 
     def analyses(self, seed: int, bank: CheckpointBank) -> Analyses:
         """What is measured on one seed beside the LLC, measured where it is not there yet."""
-        name = f"seed_{seed}"
-        with self._timed(f"metrics of seed {seed}"):
-            count = self.num_checkpoints(seed)
-            # Kernels have no Hessians, and nothing is rounded where speed does not matter.
-            _, apply, loss = _model(dataclasses.replace(self.experiment, kernels="xla", activations="float32"))
-            return analyse(self.experiment, bank, (apply, loss), self.models, name, count)
+        # Kernels have no Hessians, and nothing is rounded where speed does not matter.
+        _, apply, loss = _model(dataclasses.replace(self.experiment, kernels="xla", activations="float32"))
+        return analyse(
+            self.experiment, bank, (apply, loss), self.models, f"seed_{seed}", self.num_checkpoints(seed),
+            timing=lambda: self._timed(f"metrics of seed {seed}"),
+        )  # fmt: skip
 
     def report(self) -> dict[int, tuple[Path, Stages | None, xr.Dataset]]:
         """Estimates, stages and report of each swept seed; the first one's report is the folder's."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +67,8 @@ def analyse(
     folder: Path,
     name: str,
     num_checkpoints: int | None = None,
+    *,
+    timing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Analyses:
     """Measures a bank, or reads what was measured before.
 
@@ -73,14 +79,19 @@ def analyse(
         folder: of the run; measures are kept in `folder/MEASURE/name`.
         name: of the model.
         num_checkpoints: of the curvature, as many as are swept; None for all.
+        timing: context in which each measure that is missing is made.
     """
     (apply, loss), config, task = functions, experiment.analysis, experiment.task
     inspect = icl_internals(experiment.model, task.num_tokens, task.token_width)
-    inputs = tokens(task.sample(as_key(_SEED), config.num_sequences))
+    inputs = functools.cache(lambda: tokens(task.sample(as_key(_SEED), config.num_sequences)))
     identity = (bank.fingerprint(), as_dict(task), as_dict(experiment.model))
 
     def measures(kind: str, make, *facts: object) -> xr.Dataset:  # noqa: ANN001
-        return kept(folder / kind / name, (*identity, *facts), make)
+        def timed() -> xr.Dataset:
+            with timing():
+                return make()
+
+        return kept(folder / kind / name, (*identity, *facts), timed)
 
     count, sizes = experiment.num_test_sequences, (config.num_sequences, config.num_hidden_sequences)
     some = bank.at_steps(selected_steps(bank.steps, num_checkpoints))
@@ -90,13 +101,13 @@ def analyse(
         # The token of the last y is never used.
         attention=measures(
             "attention",
-            lambda: attention_metrics(lambda params: inspect(params, inputs).attention[..., :-1, :-1], bank),
+            lambda: attention_metrics(lambda params: inspect(params, inputs()).attention[..., :-1, :-1], bank),
             sizes[0],
         ),
         paths=measures(
             "paths",
             lambda: path_metrics(
-                apply, lambda params, x: inspect(params, x).stream, bank, inputs, num_hidden_inputs=sizes[1]
+                apply, lambda params, x: inspect(params, x).stream, bank, inputs(), num_hidden_inputs=sizes[1]
             ),
             *sizes,
         ),

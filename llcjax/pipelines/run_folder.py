@@ -98,24 +98,22 @@ def kept(path: Path, identity: Any, make: Callable[[], xr.Dataset]) -> xr.Datase
 
 
 @contextlib.contextmanager
-def timed(folder: Path, step: str, least: float = 2.0) -> Generator[None]:
-    """Adds the seconds of a step of work to `times.csv`, also where it is interrupted; short ones are left out.
+def timed(folder: Path, step: str) -> Generator[None]:
+    """Adds the seconds of a step of work to `times.csv`, also where it is interrupted.
 
     Args:
         folder: of the run.
-        step: what was done.
-        least: seconds from which it counts; a step that is finished already takes less.
+        step: what is done, which was not done before.
     """
     started = time.monotonic()
     try:
         yield
     finally:
-        if (seconds := time.monotonic() - started) >= least:
-            path = folder / "times.csv"
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                rows = [["step", "seconds", "device"]] if new else []
-                csv.writer(file).writerows([*rows, [step, f"{seconds:.1f}", provenance()["device"]]])
+        seconds, path = time.monotonic() - started, folder / "times.csv"
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            rows = [["step", "seconds", "device"]] if new else []
+            csv.writer(file).writerows([*rows, [step, f"{seconds:.1f}", provenance()["device"]]])
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
