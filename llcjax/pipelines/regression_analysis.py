@@ -86,7 +86,17 @@ def analyse(
     inputs = functools.cache(lambda: tokens(task.sample(as_key(_SEED), config.num_sequences)))
     identity = (bank.fingerprint(), as_dict(task), as_dict(experiment.model))
 
-    def measures(kind: str, make, *facts: object) -> xr.Dataset:  # noqa: ANN001
+    def attention() -> xr.Dataset:
+        held = inputs()
+        # The token of the last y is never used.
+        return attention_metrics(lambda params: inspect(params, held).attention[..., :-1, :-1], bank)
+
+    def paths() -> xr.Dataset:
+        return path_metrics(
+            apply, lambda params, x: inspect(params, x).stream, bank, inputs(), num_hidden_inputs=sizes[1]
+        )
+
+    def measures(kind: str, make: Callable[[], xr.Dataset], *facts: object) -> xr.Dataset:
         def timed() -> xr.Dataset:
             with timing():
                 return make()
@@ -98,19 +108,8 @@ def analyse(
     return Analyses(
         behaviour=measures("metrics", lambda: regression_metrics(apply, bank, task, num_sequences=count), count),
         structure=measures("structure", lambda: structure_metrics(bank)),
-        # The token of the last y is never used.
-        attention=measures(
-            "attention",
-            lambda: attention_metrics(lambda params: inspect(params, inputs()).attention[..., :-1, :-1], bank),
-            sizes[0],
-        ),
-        paths=measures(
-            "paths",
-            lambda: path_metrics(
-                apply, lambda params, x: inspect(params, x).stream, bank, inputs(), num_hidden_inputs=sizes[1]
-            ),
-            *sizes,
-        ),
+        attention=measures("attention", attention, sizes[0]),
+        paths=measures("paths", paths, *sizes),
         curvature=None
         if config.num_probes == 0
         else measures(
