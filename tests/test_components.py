@@ -7,9 +7,9 @@ import pytest
 
 from llcjax import SweepConfig, component_masks, estimates, head_names, open_sweep, sweep
 from llcjax.checkpoints import CheckpointBank, bank_of
-from llcjax.components import make_slices
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
 from llcjax.pipelines.heads import sweep_heads
+from llcjax.slices import make_components
 
 CURVATURES = {"a": np.array([1.0, 4.0, 9.0]), "b": np.array([0.5, 2.0]), "c": np.full((2, 2), 3.0)}
 CONFIG = SweepConfig(
@@ -71,9 +71,29 @@ def test_frozen_parameters_stay_and_chains_carry_their_entries_alone():
             values = seen[other].isel(setting=index).values
             assert (np.abs(values[..., 1:, :] - 0.1).max() > 0) == (other == name), (name, other)
     assert list(seen["num_params"].values) == [3, 2]
-    slices, sizes = make_slices(parts, zeros)
-    assert slices.index.shape == (2, 3) and slices.ragged and list(sizes) == [3, 2]
-    assert len(slices.leaves) == 2  # c is never copied
+    made = make_components(parts, zeros)
+    (table,) = made.tables
+    assert table.index.shape == (2, 3) and table.ragged and made.sizes == (3, 2)
+    assert len(table.leaves) == 2  # c is never copied
+
+
+def test_small_components_carry_no_padding_of_large_ones():
+    """Nor do their numbers depend on what stands beside them."""
+    zeros = {"small": np.zeros(3, np.float32), "large": np.zeros(100, np.float32)}
+
+    def quadratic(params, batch):
+        del batch
+        return 0.5 * (jnp.sum(params["small"] ** 2) + jnp.sum(params["large"] ** 2))
+
+    parts = component_masks(zeros, ["small", "full"])
+    made = make_components(parts, zeros)
+    assert [(table.index.shape, table.ragged) for table in made.tables] == [((1, 3), False), ((1, 103), False)]
+    config = SweepConfig(batch_size=None, num_draws=5, num_control_draws=2)
+    both = sweep(quadratic, bank_of(zeros), None, config, components=parts)
+    for index, name in enumerate(parts):
+        alone = sweep(quadratic, bank_of(zeros), None, config, components={name: parts[name]})
+        for fact in ("loss", "distance", "prior_loss"):
+            np.testing.assert_allclose(alone[fact][:, 0], both[fact][:, index], rtol=1e-6, err_msg=fact)
 
 
 def test_layers_of_a_deep_linear_network():
@@ -111,7 +131,7 @@ def test_heads_of_the_language_model():
     assert jax.tree.all(jax.tree.map(np.array_equal, masks["l1h1"], masks["block_1/attention/head_1"]))
     width = config.model_width
     per_head = 3 * (width + 1) * width // 2 + width * width // 2
-    sizes = make_slices(masks, params)[1]
+    sizes = make_components(masks, params).sizes
     assert list(sizes) == [per_head] * 5 + [16 * width, 4 * width**2 + 4 * width]
     # Zeroing a head's output silences it: what its masks cover is all that its output depends on.
     head = masks["block_0/attention/head_1"]["blocks"]["0"]["attention"]
