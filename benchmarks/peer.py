@@ -29,6 +29,7 @@ from llcjax.config import SweepConfig
 
 PYTHONS = {
     "devinterp_worker": "LLCJAX_PEER_PYTHON",
+    "torch_worker": "LLCJAX_PEER_PYTHON",
     "devinterp2_worker": "LLCJAX_PEER_DEVINTERP2",
     "canonical_worker": "LLCJAX_PEER_CANONICAL",
     "blackjax_worker": "LLCJAX_PEER_BLACKJAX",
@@ -89,14 +90,14 @@ class Peer:
             config: one setting of SGLD.
             seed: of the peer's chains.
             sliced: whether batches are sliced from memory instead of collated by torch's DataLoader.
-            choices: further options of the worker.
+            choices: further options of the worker, or numbers of the configuration that it shall have otherwise.
 
         Returns:
             The worker's answer: `llc`, `seconds`, and the mean loss of all data at the start, `loss at start`.
         """
         names = ("batch_size", "num_chains", "num_draws", "num_burnin_steps", "precision")
         numbers = {name: getattr(config, name) for name in names} | dataclasses.asdict(config.settings[0])
-        return self.ask(model=model, file=file, seed=seed, sliced=sliced, **numbers, **choices)
+        return self.ask(model=model, file=file, seed=seed, sliced=sliced, **{**numbers, **choices})
 
     def estimate(
         self, model: str, arrays: Mapping[str, Any], config: SweepConfig, *, seed: int, sliced: bool = True

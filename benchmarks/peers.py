@@ -8,6 +8,9 @@ evaluated once, as the peers do. That all sides compute the same function is che
 Every time is that of a whole call, from the arrays on the device to the LLC, set-up included, with draws enough to
 make that minor. Sides whose loop over the steps is compiled make more draws than those that loop in Python, since
 their calls would be over too soon. The sides take turns; an untimed turn first loads and compiles what they need.
+
+The language model runs on a GPU alone, in bfloat16 on our side; beside it stand devinterp as it is shipped, and a loop
+in torch around a compiled gradient in bfloat16, which no library has.
 """
 
 from __future__ import annotations
@@ -16,11 +19,10 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import llcjax
@@ -29,6 +31,8 @@ from benchmarks.peer import PYTHONS, Peer, PeerError, stored
 from llcjax.bench import WORKLOADS, Workload
 from llcjax.checkpoints import bank_of
 from llcjax.config import Precision, SweepConfig
+from llcjax.data import dataset_loss
+from llcjax.models.attention_only import AttentionOnlyConfig
 from llcjax.pipelines.regression import PRESETS
 from llcjax.tasks.regression import tokens
 from llcjax.trees import num_params
@@ -36,20 +40,33 @@ from llcjax.trees import num_params
 NUM_CHAINS = 4
 NUM_DRAWS = {
     "cpu": {"toy": (1500, 20_000), "mlp": (150, 500), "regression": (16, 16)},
-    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (100, 2000)},
+    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (100, 2000), "language": (25, 100)},
 }
 """Device -> workload -> draws of sides that loop over the steps in Python, and of those that compile the loop."""
-MANY_CHAINS = 128
-AT_ONCE: Mapping[str, Mapping[str, tuple[str, Precision]]] = {
-    "regression": {
-        "plain jax, TF32": ("regression", "tf32"),
-        "kernels, TF32": ("regression-pallas", "tf32"),
-        "kernels, float16 activations": ("regression-pallas-fp16", "tf32"),
-        "kernels, bf16": ("regression-pallas-bf16", "bf16"),
-    }
+
+
+class Ours(NamedTuple):
+    """Another way in which we compute a network on a GPU."""
+
+    name: str
+    """What the table calls it."""
+    workload: str
+    precision: Precision
+    num_chains: int
+    """At once, which no peer can."""
+    num_draws: int
+
+
+OURS: Mapping[str, tuple[Ours, ...]] = {
+    "regression": (
+        Ours("128 chains at once, plain jax, TF32", "regression", "tf32", 128, 250),
+        Ours("128 chains at once, kernels, TF32", "regression-pallas", "tf32", 128, 250),
+        Ours("128 chains at once, kernels, float16 activations", "regression-pallas-fp16", "tf32", 128, 250),
+        Ours("128 chains at once, kernels, bf16", "regression-pallas-bf16", "bf16", 128, 250),
+    ),
+    "language": (Ours("bf16, cuDNN's attention", "language-bf16", "bf16", NUM_CHAINS, 100),),
 }
-"""Workload -> what follows our name -> the same network as we compute it, and the precision. On a GPU we run many
-chains at once, which no peer can."""
+"""Workload -> those ways."""
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "devinterp_worker": {", sliced": {}, ", DataLoader": {"sliced": False}},
     "devinterp2_worker": {"": {}},
@@ -61,6 +78,11 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "blackjax_worker": {"": {}},
 }
 """Worker -> what follows its name in the table -> its options."""
+VARIANTS_OF_LANGUAGE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "devinterp_worker": {", sliced, float32": {"precision": "highest"}, ", sliced, TF32": {}},
+    "torch_worker": {", a compiled loop in bf16": {}},
+}
+"""The same where a step is 102,400 tokens, so that torch's own speed counts and not that of its loops."""
 
 
 class Side(NamedTuple):
@@ -102,6 +124,9 @@ def network_of(name: str, work: Workload) -> tuple[str, dict[str, np.ndarray]]:
         heads = np.asarray(PRESETS["paper"].model.num_heads)
         inputs, targets = map(np.asarray, (tokens(work.data), work.data.y))
         return "icl_transformer", {**arrays, "num_heads": heads, "inputs": inputs, "targets": targets}
+    if name == "language":
+        heads, ids = np.asarray(AttentionOnlyConfig().num_heads), np.asarray(work.data).astype(np.int64)
+        return "attention_only", {**arrays, "num_heads": heads, "inputs": ids, "targets": ids}
     inputs, labels = map(np.asarray, work.data)
     return "perceptron", {**arrays, "inputs": inputs, "targets": labels.astype(np.int64)}  # torch's kind of label
 
@@ -109,7 +134,7 @@ def network_of(name: str, work: Workload) -> tuple[str, dict[str, np.ndarray]]:
 def loss_at_start(work: Workload) -> float:
     """L(w*) on all data in float32."""
     with jax.default_matmul_precision("highest"):
-        return float(jnp.mean(jax.jit(work.loss_fn)(work.params, work.data)))
+        return float(dataset_loss(work.loss_fn, work.params, work.data, work.batch_size).mean)
 
 
 def our_call(work: Workload) -> Callable[[SweepConfig], float]:
@@ -143,24 +168,21 @@ def peer_name(peer: Peer) -> str:
     return " ".join(next(iter(peer.versions.items())))
 
 
+def variants(name: str) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """How each worker is asked about a workload."""
+    return VARIANTS_OF_LANGUAGE if name == "language" else VARIANTS
+
+
 def sides(
     peers: Mapping[str, Peer], name: str, work: Workload, model: str, file: str, num_draws: tuple[int, int]
 ) -> list[Side]:
     """All that run a workload whose network is in a file, ours first."""
     loops, compiled = (config_of(work, draws) for draws in num_draws)
     wanted_loss = loss_at_start(work)
-    ours = [Side("llcjax", our_call(work), compiled)]
+    # In float32 the scores of 1,024 tokens would be written, which nobody should do: there only the other way counts.
+    ours = [] if name == "language" else [Side("llcjax", our_call(work), compiled)]
     if device() == "gpu":
-        ours += [
-            Side(
-                f"llcjax, {MANY_CHAINS} chains at once, {how}",
-                our_call(WORKLOADS[variant]()),
-                dataclasses.replace(
-                    compiled, num_chains=MANY_CHAINS, num_draws=compiled.num_draws // 8, precision=precision
-                ),
-            )
-            for how, (variant, precision) in AT_ONCE.get(name, {}).items()
-        ]
+        ours += [_our_other_way(other, compiled) for other in OURS.get(name, ())]
     return ours + [
         Side(
             peer_name(peer) + variant,
@@ -168,8 +190,15 @@ def sides(
             compiled if worker == "blackjax_worker" else loops,
         )
         for worker, peer in peers.items()
-        for variant, choices in VARIANTS[worker].items()
+        for variant, choices in variants(name).get(worker, {}).items()
     ]
+
+
+def _our_other_way(other: Ours, config: SweepConfig) -> Side:
+    changed = dataclasses.replace(
+        config, num_chains=other.num_chains, num_draws=other.num_draws, precision=other.precision
+    )
+    return Side(f"llcjax, {other.name}", our_call(WORKLOADS[other.workload]()), changed)
 
 
 def warm(found: list[Side]) -> tuple[list[Side], list[str]]:
@@ -207,15 +236,17 @@ def measured(
     return found, [f"{name}, {sentence}" for sentence in sentences]
 
 
-def started(stack: contextlib.ExitStack) -> dict[str, Peer]:
-    """The peers that there are environments for, by worker; they end with the stack.
+def started(stack: contextlib.ExitStack, names: Sequence[str]) -> dict[str, Peer]:
+    """The peers that some workloads ask and that there are environments for, by worker; they end with the stack.
 
     Raises:
         SystemExit: there is none, or one does not run on our device.
     """
-    workers = [worker for worker, variable in PYTHONS.items() if os.environ.get(variable)]
+    asked = {worker for name in names for worker in variants(name)}
+    workers = [worker for worker, variable in PYTHONS.items() if worker in asked and os.environ.get(variable)]
     if not workers:
-        raise SystemExit(f"skipped: one of {', '.join(PYTHONS.values())} must name a Python; see benchmarks/peer.py.")
+        named = ", ".join(dict.fromkeys(PYTHONS.values()))
+        raise SystemExit(f"skipped: one of {named} must name a Python; see benchmarks/peer.py.")
     peers = {}
     for worker in workers:
         peers[worker] = peer = Peer(worker)
@@ -226,17 +257,17 @@ def started(stack: contextlib.ExitStack) -> dict[str, Peer]:
 
 
 def measure(options: Options) -> Measured:
-    """All workloads; `--only` takes some of `toy`, `mlp` and `regression`."""
+    """All workloads; `--only` takes some of `toy`, `mlp`, `regression` and `language`."""
     turns, rows = 1 if options.toy else 3, []
     notes = [f"Medians of the calls of {turns} turns; a ratio is the median of the ratios of a turn."]
     with contextlib.ExitStack() as stack:
-        peers = started(stack)
-        for name, num_draws in NUM_DRAWS[device()].items():
-            if options.wants(name):
-                found, sentences = measured(peers, name, turns, (10, 10) if options.toy else num_draws)
-                rows += found
-                notes += sentences
-    missing = [variable for worker, variable in PYTHONS.items() if worker not in peers]
+        draws = {name: both for name, both in NUM_DRAWS[device()].items() if options.wants(name)}
+        peers = started(stack, list(draws))
+        for name, num_draws in draws.items():
+            found, sentences = measured(peers, name, turns, (10, 10) if options.toy else num_draws)
+            rows += found
+            notes += sentences
+    missing = [variable for variable in dict.fromkeys(PYTHONS.values()) if not os.environ.get(variable)]
     if missing:
         notes.append(f"Left out, as no Python is named for them: {', '.join(missing)}.")
     return Measured(

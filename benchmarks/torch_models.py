@@ -17,6 +17,9 @@ from benchmarks.worker import serve
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+AT_ONCE = 128
+"""Examples that are evaluated together on the way to L(w*)."""
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -87,7 +90,7 @@ class IclTransformer(nn.Module):
 
     def __init__(self, arrays: Arrays) -> None:
         super().__init__()
-        num_blocks = len({name.split("/")[1] for name in arrays if name.startswith("blocks/")})
+        num_blocks = _num_blocks(arrays)
         self.embed = linear(arrays["embed/kernel"])
         self.positions = nn.Parameter(torch.from_numpy(arrays["positions"]))
         blocks = (Block(arrays, f"blocks/{number}", int(arrays["num_heads"])) for number in range(num_blocks))
@@ -98,6 +101,54 @@ class IclTransformer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Outputs of `(batch, token, token width)`, in the same shape."""
         return self.unembed(self.final_norm(self.blocks(self.embed(tokens) + self.positions)))
+
+
+class PlacedAttention(nn.Module):
+    """Causal softmax attention of the language model: positions go to queries and keys alone."""
+
+    def __init__(self, arrays: Arrays, name: str, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key, self.value, self.output = (
+            linear(arrays[f"{name}/{part}/kernel"], arrays[f"{name}/{part}/bias"])
+            for part in ("query", "key", "value", "output")
+        )
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Mixes the tokens of `(batch, token, width)`."""
+        placed = x + positions
+        heads = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (
+            self.query(placed), self.key(placed), self.value(x)
+        ))  # fmt: skip
+        mixed = functional.scaled_dot_product_attention(*heads, is_causal=True)
+        return self.output(mixed.transpose(1, 2).flatten(-2))
+
+
+class AttentionOnly(nn.Module):
+    """`llcjax.models.attention_only` from its parameters."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        super().__init__()
+        num_blocks, heads = _num_blocks(arrays), int(arrays["num_heads"])
+        self.embed = nn.Embedding.from_pretrained(torch.from_numpy(arrays["embed"]), freeze=False)
+        self.positions = nn.Parameter(torch.from_numpy(arrays["positions"]))
+        self.norms = nn.ModuleList(layer_norm(arrays, f"blocks/{number}/norm") for number in range(num_blocks))
+        self.mixers = nn.ModuleList(
+            PlacedAttention(arrays, f"blocks/{number}/attention", heads) for number in range(num_blocks)
+        )
+        self.final_norm = layer_norm(arrays, "final_norm")
+        self.unembed = linear(arrays["unembed/kernel"], arrays["unembed/bias"])
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch, token, vocabulary)` of token ids."""
+        x = self.embed(tokens)
+        for norm, mixer in zip(self.norms, self.mixers, strict=True):
+            x = x + mixer(norm(x), self.positions)
+        return self.unembed(self.final_norm(x))
+
+
+def _num_blocks(arrays: Arrays) -> int:
+    return len({name.split("/")[1] for name in arrays if name.startswith("blocks/")})
 
 
 def deep_linear(arrays: Arrays) -> nn.Module:
@@ -140,10 +191,16 @@ def regression_error(outputs: torch.Tensor, targets: torch.Tensor, reduction: st
     return error if reduction == "mean" else error.mean(-1)
 
 
+def next_token_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each next token, mean over all; the last token of a sequence has none."""
+    return functional.cross_entropy(outputs[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten())
+
+
 MODELS = {
     "deep_linear": (deep_linear, half_squared_error),
     "perceptron": (perceptron, functional.cross_entropy),
     "icl_transformer": (IclTransformer, regression_error),
+    "attention_only": (AttentionOnly, next_token_error),
 }
 
 
@@ -155,9 +212,17 @@ def network(name: str, file: str) -> Network:
     host = [torch.from_numpy(arrays[part]) for part in ("inputs", "targets")]
     model, (inputs, targets) = build(arrays).to(DEVICE), (tensor.to(DEVICE) for tensor in host)
     torch.backends.cuda.matmul.allow_tf32 = False
-    with torch.no_grad():
-        at_start = loss(model(inputs), targets).item()
-    return Network(model, loss, TensorDataset(inputs, targets), TensorDataset(*host), at_start)
+    return Network(
+        model, loss, TensorDataset(inputs, targets), TensorDataset(*host), _loss_at_start(model, loss, inputs, targets)
+    )
+
+
+@torch.no_grad()
+def _loss_at_start(model: nn.Module, loss: Callable[..., torch.Tensor], *data: torch.Tensor) -> float:
+    """Of all examples, of which only so many are evaluated at once as fit the device beside our side."""
+    parts = zip(*(tensor.split(AT_ONCE) for tensor in data), strict=True)
+    total = sum(loss(model(inputs), targets).item() * len(inputs) for inputs, targets in parts)
+    return total / len(data[0])
 
 
 def serve_torch(estimate: Callable[[Network, dict[str, Any]], dict[str, Any]], *packages: str) -> None:

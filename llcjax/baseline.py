@@ -16,7 +16,8 @@ from llcjax.data import draw_batch
 from llcjax.job import Job
 from llcjax.observables import INIT_PROBE, PROBE, probe_losses
 from llcjax.posterior import LocalPosterior
-from llcjax.program import Part, sampled_losses
+from llcjax.program import sampled_losses
+from llcjax.runs import Part
 from llcjax.slices import Slices
 from llcjax.store import SweepStore
 from llcjax.types import GROUP, Params, PRNGKey

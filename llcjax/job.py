@@ -18,7 +18,8 @@ from llcjax.config import Setting, SweepConfig
 from llcjax.data import DataSource, example_batch
 from llcjax.observables import Watch
 from llcjax.plan import even_parts
-from llcjax.program import RUN, SAME, Part, Program, ProgramSpec, RunInputs, build, loss_flops
+from llcjax.program import RUN, SAME, Program, build, loss_flops
+from llcjax.runs import Part, ProgramSpec, RunInputs
 from llcjax.slices import Components
 from llcjax.types import Batch, LossFn, Observe, Params
 

@@ -17,8 +17,8 @@ from llcjax.config import array_digest, as_dict, fingerprint
 from llcjax.damage import redo_broken
 from llcjax.job import Job, launch_inputs
 from llcjax.observables import feature_table, measure
-from llcjax.program import Recorded
 from llcjax.provenance import provenance
+from llcjax.runs import Recorded
 from llcjax.store import SweepStore, is_sweep
 from llcjax.types import CHAIN, DRAW, GROUP, Params
 from llcjax.writer import MOMENT, named_arrays
@@ -194,7 +194,7 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
     anchors, runs, roots = launch_inputs(job, np.zeros(1, np.int64), 2)
 
     def traced(anchors: Params, runs: Any, part: Any, *rest: Any) -> Recorded:
-        states = jax.eval_shape(tiny.start_runs, anchors, runs, part)
-        return jax.eval_shape(tiny.advance_runs, states, anchors, runs, part, *rest)[1]
+        states = jax.eval_shape(tiny.runs.start, anchors, runs, part)
+        return jax.eval_shape(tiny.runs.advance, states, anchors, runs, part, *rest)[1]
 
     return tiny.known("recorded", traced, anchors, runs, job.part(0), roots, job.source.arrays, job.watch, jnp.int32(0))

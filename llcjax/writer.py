@@ -12,8 +12,8 @@ import numpy as np
 
 from llcjax import processes
 from llcjax.job import Job
-from llcjax.program import Recorded
 from llcjax.progress import SweepStats
+from llcjax.runs import Recorded
 from llcjax.store import SweepStore
 
 

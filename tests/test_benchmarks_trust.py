@@ -249,13 +249,16 @@ def test_seconds_to_five_percent_are_chains_times_seconds_of_a_chain(case, monke
     assert theirs["from"] < theirs["llcjax is faster by"] < theirs["to"]
 
 
-@pytest.mark.parametrize("worker", PYTHONS)
-def test_the_peers_compute_our_transformer(worker):
+ASKED = [(name, worker) for name in ("regression", "language") for worker in peers.variants(name)]
+
+
+@pytest.mark.parametrize(("name", "worker"), ASKED)
+def test_the_peers_compute_our_transformers(name, worker):
     if not os.environ.get(PYTHONS[worker]):
         pytest.skip(f"{PYTHONS[worker]} is not set")
-    work = WORKLOADS["regression"]()
-    small = work._replace(data=jax.tree.map(lambda part: part[:64], work.data), batch_size=8)
-    model, arrays = peers.network_of("regression", small)
+    work, examples, batch = WORKLOADS[name](), *((4, 2) if name == "language" else (64, 8))
+    small = work._replace(data=jax.tree.map(lambda part: part[:examples], work.data), batch_size=batch)
+    model, arrays = peers.network_of(name, small)
     peer, config = Peer(worker), peers.config_of(small, num_draws=2)
     try:
         with stored(arrays) as file:

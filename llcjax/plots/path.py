@@ -52,6 +52,6 @@ def plot_path(paths: xr.Dataset, stages: Stages | None = None) -> Figure:
     set_limits(axes, everything[:, 1])
     margin = 0.07 * (np.ptp(everything[:, 0]) or 1.0)
     axes.set_xlim(everything[:, 0].min() - margin, everything[:, 0].max() + margin)
-    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_aspect("equal")
     legend_below(figure, axes)
     return figure

@@ -16,8 +16,9 @@ import xarray as xr
 from llcjax.curve_verdict import curve_verdict
 from llcjax.report.formats import plus_minus
 from llcjax.report.markup import text
+from llcjax.report.material import Extra, Material
 from llcjax.report.page import PAGE, STYLE
-from llcjax.report.sections import SECTIONS, Extra, Material
+from llcjax.report.sections import SECTIONS
 from llcjax.report.summary import subtitle, summary_lines
 from llcjax.report.tables import write_tables
 
