@@ -68,26 +68,32 @@ def loss_kernel(
 
 
 def principal_components(
-    sweep: xr.Dataset, observable: str = "observed", *, num_burnin_steps: int | None = None
+    sweep: xr.Dataset,
+    observable: str = "observed",
+    *,
+    per_chain: bool = False,
+    num_burnin_steps: int | None = None,
 ) -> xr.Dataset:
     """Principal components of an observable over the draws of all chains, such as of the sampled weights themselves.
 
     Args:
         sweep: a sweep with `observe=` (or probes), stored or reduced.
         observable: its name.
+        per_chain: over the draws of each chain by itself.
         num_burnin_steps: as in `bif`.
 
     Returns:
-        `variance` with dimensions `(checkpoint, setting, component_index)`, largest first, and `direction` with
-        `(checkpoint, setting, component_index, feature)`, unit vectors.
+        `variance` with dimensions `(checkpoint, setting[, chain], component_index)`, largest first, and `direction`
+        with `(checkpoint, setting[, chain], component_index, feature)`, unit vectors.
     """
-    sums = chain_sums(sweep, observable, observable, num_burnin_steps).joined()
-    covariance = np.nan_to_num(sums.covariance)
+    sums = chain_sums(sweep, observable, observable, num_burnin_steps)
+    covariance = np.nan_to_num((sums if per_chain else sums.joined()).covariance)
     values, vectors = np.linalg.eigh(covariance)
+    dims = CHAIN if per_chain else GROUP
     return xr.Dataset(
         {
-            "variance": ((*GROUP, "component_index"), values[..., ::-1]),
-            "direction": ((*GROUP, "component_index", "feature"), np.swapaxes(vectors[..., ::-1], -1, -2)),
+            "variance": ((*dims, "component_index"), values[..., ::-1]),
+            "direction": ((*dims, "component_index", "feature"), np.swapaxes(vectors[..., ::-1], -1, -2)),
         },
         coords=group_coords(sweep),
     )

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from llcjax import SweepConfig, component_masks, estimates, head_names, open_sweep, sweep
-from llcjax.checkpoints import CheckpointBank, bank_of
+from llcjax.checkpoints import CheckpointBank, bank_of, save_bank
+from llcjax.cli import main
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
-from llcjax.pipelines.heads import sweep_heads
+from llcjax.pipelines.heads import sizes_of, spread, sweep_heads
 from llcjax.slices import make_components
 
 CURVATURES = {"a": np.array([1.0, 4.0, 9.0]), "b": np.array([0.5, 2.0]), "c": np.full((2, 2), 3.0)}
@@ -137,6 +138,31 @@ def test_heads_of_the_language_model():
     head = masks["block_0/attention/head_1"]["blocks"]["0"]["attention"]
     assert head["output"]["kernel"][:, 0].tolist() == [False] * 4 + [True] * 4
     assert head["query"]["bias"].tolist() == [False] * 4 + [True] * 4 and not np.any(head["output"]["bias"])
+
+
+def test_command_for_all_heads(tmp_path, capsys):
+    model = AttentionOnlyConfig(num_layers=1, num_heads=2, model_width=8, num_tokens=8, vocabulary=16)
+    init, _ = attention_only(model)
+    params = jax.tree.map(np.asarray, init(jax.random.key(0)))
+    bank = CheckpointBank(
+        params=jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf, 3 * leaf]), params), steps=np.array([0, 9, 20])
+    )
+    save_bank(bank, tmp_path / "bank")
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(1).integers(0, 16, 200))
+    arguments = ["heads", "--bank", str(tmp_path / "bank"), "--tokens", str(tmp_path / "tokens.npy"), "--num-heads",
+                 "2", "--sweep.batch-size", "4", "--sweep.num-draws", "5", "--out", str(tmp_path / "out"),
+                 "--no-progress"]  # fmt: skip
+    main([*arguments, "--num-checkpoints", "2"])
+    assert "block_0/attention/head_1: LLC" in capsys.readouterr().out
+    facts = open_sweep(tmp_path / "out" / "sweep")
+    assert facts["loss"].shape == (2, 2, 2, 5) and list(facts["checkpoint"].values) == [0, 20]
+    assert (tmp_path / "out" / "figures" / "components.png").is_file()
+    assert spread(bank, None) is bank
+    with pytest.raises(SystemExit):
+        main([*arguments, "--num-checkpoints", "0"])
+    assert "num_checkpoints=0 must be at least 1" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no attention-only language model"):
+        sizes_of({"a": np.zeros(3)}, 2)
 
 
 @pytest.mark.slow
