@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,10 +46,15 @@ def exact_covariance(a, b, sigma=SIGMA):
     return residuals * cross + cross**2 / 2
 
 
-def within(values, error, truth, most=3.0):
-    """3 standard errors for nearly all entries and 4 for each, as there are many. The jackknife is over 64 chains."""
+def within(values, error, truth):
+    """Every entry within 3 standard errors, which are the jackknife over 64 independent chains of an exact sampler.
+
+    Of a normal variable 4.6% lie beyond 2 and 0.27% beyond 3 errors. Over the seeds 0 to 19 the 69 entries of
+    influences, kernels, responses of the weights and both susceptibilities did so in 5.2% and 0.43% of 1,380 cases, so
+    the errors are what they say; all 69 lay within 3 at once for 17 of the 20 seeds, seed 0 among them.
+    """
     z = np.abs(values - truth) / error
-    assert np.mean(z < most) > 0.9 and z.max() < 4, z
+    assert z.max() < 3, z
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,10 @@ def test_streamed_moments_are_those_of_the_stored_draws(stored, tmp_path):
     np.testing.assert_allclose(blocks["covariance"], whole["covariance"], rtol=1e-3, atol=1e-5)
     found = principal_components(streamed).isel(checkpoint=0, setting=0)["variance"].values
     np.testing.assert_allclose(found, np.linalg.eigvalsh(SIGMA)[::-1], rtol=0.1)
+    each = principal_components(streamed, per_chain=True).isel(checkpoint=0, setting=0)
+    assert each["direction"].shape == (64, 3, 3)
+    total = np.trace(blocks["covariance"].values[0, 0], axis1=-2, axis2=-1)
+    np.testing.assert_allclose(each["variance"].sum("component_index"), total, rtol=1e-4)
     means = sweep(loss, bank_of(ANCHOR), (X, Y), dataclasses.replace(config, reduce="mean"), probes=PROBES)
     with pytest.raises(ValueError, match="means alone"):
         bif(means, "train", "query")
@@ -108,6 +118,26 @@ def test_memory_of_streamed_moments_does_not_grow_with_draws():
     grown = needed(2000, "covariance") - needed(20, "covariance")
     assert grown < 4 * 1980 * 4 * 8
     assert needed(2000, "none") - needed(20, "none") > 4 * 1980 * 400 * 4 / 4
+
+
+def test_streamed_covariances_take_as_much_memory_for_ten_times_the_draws():
+    """Measured: all arrays on the device while chunks run, and the bytes of the result."""
+
+    def measured(draws):
+        held = []
+        config = SweepConfig(batch_size=None, num_draws=draws, num_blocks=5, reduce="covariance", num_chains=2)
+        facts = sweep(
+            loss, bank_of(ANCHOR), (X, Y), config, probes=PROBES,
+            on_chunk=lambda stats: held.append(sum(array.nbytes for array in jax.live_arrays())),
+        )  # fmt: skip
+        moments = sum(facts[name].nbytes for name in facts if str(name).startswith("moment_"))
+        draw_by_draw = sum(facts[name].nbytes for name in facts if "draw" in facts[name].dims)
+        return max(held), moments, draw_by_draw
+
+    few, many = measured(50), measured(500)
+    assert many[1] == few[1] > 0
+    # Two chunks of the losses themselves may be alive, one that is computed and one that is written.
+    assert many[0] - few[0] <= 2 * (many[2] - few[2]) / 5 + 1024, (few, many)
 
 
 def test_susceptibilities_have_their_closed_form():
