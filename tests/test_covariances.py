@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,24 +119,16 @@ def test_memory_of_streamed_moments_does_not_grow_with_draws():
     assert needed(2000, "none") - needed(20, "none") > 4 * 1980 * 400 * 4 / 4
 
 
-def test_streamed_covariances_take_as_much_memory_for_ten_times_the_draws():
-    """Measured: all arrays on the device while chunks run, and the bytes of the result."""
-
-    def measured(draws):
-        held = []
+def test_what_is_kept_of_streamed_covariances_does_not_grow_with_draws():
+    def kept(draws):
         config = SweepConfig(batch_size=None, num_draws=draws, num_blocks=5, reduce="covariance", num_chains=2)
-        facts = sweep(
-            loss, bank_of(ANCHOR), (X, Y), config, probes=PROBES,
-            on_chunk=lambda stats: held.append(sum(array.nbytes for array in jax.live_arrays())),
-        )  # fmt: skip
-        moments = sum(facts[name].nbytes for name in facts if str(name).startswith("moment_"))
-        draw_by_draw = sum(facts[name].nbytes for name in facts if "draw" in facts[name].dims)
-        return max(held), moments, draw_by_draw
+        facts = sweep(loss, bank_of(ANCHOR), (X, Y), config, probes=PROBES)
+        losses = sum(facts[name].nbytes for name in facts if "draw" in facts[name].dims)
+        return facts.nbytes - losses - facts["draw"].nbytes, losses
 
-    few, many = measured(50), measured(500)
-    assert many[1] == few[1] > 0
-    # Two chunks of the losses themselves may be alive, one that is computed and one that is written.
-    assert many[0] - few[0] <= 2 * (many[2] - few[2]) / 5 + 1024, (few, many)
+    (few, few_losses), (many, many_losses) = kept(50), kept(500)
+    assert few == many > 5 * 2 * 10 * 10 * 4  # five blocks of two chains, each a covariance of ten losses
+    assert many_losses == 10 * few_losses  # a few numbers a draw: its own losses, distance and gradient
 
 
 def test_susceptibilities_have_their_closed_form():

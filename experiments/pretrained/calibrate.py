@@ -1,4 +1,4 @@
-"""Whether the LLCs of stories260K stand on a plateau: step size x localization x n_beta, for everything and some heads.
+"""Whether the LLCs of stories260K stand on a plateau: step size x localization x n_beta, of everything and of a head.
 
 python experiments/pretrained/calibrate.py [--data DIR] [--out DIR] [--num-draws N]
 
@@ -6,6 +6,7 @@ Writes `plateau.csv` and `plateau.png`; README.md says what is in them.
 """
 
 import argparse
+import csv
 from pathlib import Path
 
 import jax
@@ -14,16 +15,17 @@ from stories import sampled
 
 import llcjax
 from llcjax.calibrate import judge_settings
+from llcjax.plots.style import legend_below, new_figure, ordered_colors
 
-NAMES = ["full", "block_0/attention/head_0", "block_1/attention/head_3", "block_4/attention/head_5"]
+NAMES = ["full", "block_1/attention/head_3"]
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared" / "data")
 parser.add_argument("--out", type=Path, default=Path("runs/stories260K-plateau"))
 parser.add_argument("--n-beta", type=float, nargs="+", default=[30.0, 100.0])
-parser.add_argument("--localization", type=float, nargs="+", default=[1000.0, 3000.0, 10000.0])
-parser.add_argument("--step-size", type=float, nargs="+", default=[1e-5, 3e-5, 1e-4])
-parser.add_argument("--num-draws", type=int, default=100)
-parser.add_argument("--num-burnin-steps", type=int, default=50)
+parser.add_argument("--localization", type=float, nargs="+", default=[1000.0, 3000.0])
+parser.add_argument("--step-size", type=float, nargs="+", default=[2.5e-5, 5e-5, 1e-4])
+parser.add_argument("--num-draws", type=int, default=120)
+parser.add_argument("--num-burnin-steps", type=int, default=40)
 parser.add_argument("--names", nargs="+", default=NAMES)
 arguments = parser.parse_args()
 
@@ -42,15 +44,30 @@ facts = llcjax.sweep(
     chance=float(np.log(config.vocabulary)), out=arguments.out / "sweep", progress=True,
 )  # fmt: skip
 table = llcjax.estimates(facts)
-for name in arguments.names:
-    here = np.flatnonzero(facts["component"].values == name)
-    judged = judge_settings(facts.isel(setting=here), table.isel(setting=here)).isel(checkpoint=0)
-    one = table.isel(setting=here, checkpoint=0)
-    for i in range(len(here)):
-        row = one.isel(setting=i)
-        print(
-            f"{name:26s} n_beta {float(row['n_beta']):6g} gamma {float(row['localization']):6g} "
-            f"eps {float(row['step_size']):.0e} LLC {float(row['llc']):8.3f} +- {float(row['llc_stderr']):.3f} "
-            f"{row['verdict'].item()!s:10s}",
-            {str(k): judged[k].values[i].item() for k in judged if judged[k].ndim},
-        )
+COLUMNS = ["n_beta", "localization", "step_size", "llc", "llc_stderr", "rhat", "autocorrelation_time"]
+CRITERIA = ["lift", "sound", "step_plateau", "localization_plateau"]
+figure, panels = new_figure(1, len(arguments.names), height=3.2)
+with (arguments.out / "plateau.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["component", *COLUMNS, *CRITERIA, "verdict"])
+    for name, axes in zip(arguments.names, panels, strict=True):
+        here = facts["component"].values == name
+        judged = judge_settings(facts.isel(setting=here), table.isel(setting=here))
+        one = table.isel(setting=here).merge(judged[CRITERIA]).isel(checkpoint=0).sortby("step_size")
+        for i in range(one.sizes["setting"]):
+            row = one.isel(setting=i)
+            writer.writerow(
+                [name, *(f"{float(row[column]):.4g}" for column in COLUMNS + CRITERIA), row["verdict"].item()]
+            )
+        for color, n_beta in zip(ordered_colors(len(arguments.n_beta)), sorted(arguments.n_beta), strict=True):
+            for dashes, gamma in zip(("-", "--", ":"), sorted(arguments.localization), strict=False):
+                part = one.isel(setting=(one["n_beta"].values == n_beta) & (one["localization"].values == gamma))
+                label = f"n_beta {n_beta:g}, localization {gamma:g}"
+                axes.errorbar(part["step_size"], part["llc"], yerr=1.96 * part["llc_stderr"], ls=dashes, color=color,
+                              lw=1.2, label=label)  # fmt: skip
+                sound = part.isel(setting=part["sound"].values)
+                axes.plot(sound["step_size"], sound["llc"], "o", color=color, ms=5)
+        axes.set(xscale="log", yscale="log", xlabel="step size", ylabel=f"LLC of {name.split('/')[-1]}")
+legend_below(figure, *panels, num_columns=2)
+figure.savefig(arguments.out / "plateau.png", dpi=150)
+print((arguments.out / "plateau.csv").read_text())
