@@ -38,11 +38,14 @@ def test_less_memory_same_numbers(plain, change):
 
 
 @pytest.mark.slow
-def test_components_in_turn():
+def test_components_in_turn_and_over_several_devices():
     parts = component_masks(BANK.checkpoint(0), ["in", "out"])
     whole = sweep(loss, BANK, DATA, CONFIG, components=parts)
     turned = sweep(loss, BANK, DATA, dataclasses.replace(CONFIG, chains_at_once=1, microbatch_size=8), components=parts)
     np.testing.assert_allclose(turned["loss"], whole["loss"], rtol=3e-5)
+    shared = dataclasses.replace(CONFIG, devices_per_run=2)
+    parted = sweep(loss, BANK, DATA, shared, components=parts)
+    np.testing.assert_allclose(parted["loss"], whole["loss"], rtol=3e-5)
 
 
 @pytest.mark.slow

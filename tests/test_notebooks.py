@@ -85,6 +85,10 @@ def test_every_result_has_a_figure(facts, tmp_path):
         "susceptibilities": plots.plot_susceptibilities(llcjax.susceptibilities(seen, "x", "x", full="full")),
         "temperature": plots.plot_temperature(llcjax.temperature_curve(seen.isel(setting=[0, 1, 2]))),
         "free energy": plots.plot_free_energy(llcjax.free_energy(seen, rule)),
+        "covariance": plots.plot_matrix(llcjax.chain_covariance(seen, "observed"), setting=2, chain=1),
+        "variance of chains": plots.plot_components_of_variance(
+            llcjax.principal_components(seen, "observed", per_chain=True)
+        ),
         "variance": plots.plot_components_of_variance(llcjax.principal_components(seen, "observed")),
     }
     for name, figure in figures.items():

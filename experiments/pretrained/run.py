@@ -23,7 +23,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared" / "data")
 parser.add_argument("--out", type=Path, default=Path("runs/stories260K"))
 parser.add_argument("--num-draws", type=int, default=40)
-parser.add_argument("--num-sequences", type=int, default=2048, help="texts of the model's own that the loss is over")
+parser.add_argument("--num-sequences", type=int, default=1024, help="texts of the model's own that the loss is over")
 parser.add_argument("--length", type=int, default=32, help="tokens of each")
 parser.add_argument("--num-components", type=int, default=40, help="heads to look at, from the first")
 arguments, _ = parser.parse_known_args()
@@ -55,9 +55,11 @@ names = ["full", *llcjax.head_names(config.num_layers, config.num_heads)[: argum
 parts = llcjax.component_masks(
     params, names, num_heads=config.num_heads, num_key_value_heads=config.num_key_value_heads
 )
+# On a plateau in step size, and local, by calibrate.py; a chain forgets its start in 2 / (step_size * localization) =
+# 13 steps.
 settings = llcjax.SweepConfig(
-    n_beta=30.0, localization=300.0, step_size=5e-4, batch_size=8, num_chains=4, num_draws=arguments.num_draws,
-    num_burnin_steps=arguments.num_draws // 3,
+    n_beta=100.0, localization=3000.0, step_size=5e-5, batch_size=8, num_chains=4, num_draws=arguments.num_draws,
+    num_burnin_steps=arguments.num_draws,
 )  # fmt: skip
 facts = llcjax.sweep(
     loss_fn, llcjax.checkpoints.bank_of(params), data, settings, components=parts, out=arguments.out / "sweep",

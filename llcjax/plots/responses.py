@@ -49,19 +49,26 @@ def plot_components(estimates: xr.Dataset) -> Figure:
 
 
 def plot_matrix(
-    result: xr.Dataset, *, checkpoint: int = 0, setting: int = 0, names: tuple[str, str] = ("example", "example")
+    result: xr.Dataset,
+    *,
+    checkpoint: int = 0,
+    setting: int = 0,
+    chain: int = 0,
+    names: tuple[str, str] = ("example", "example"),
 ) -> Figure:
-    """Draw the matrix of ``llcjax.loss_kernel`` or ``llcjax.bif`` at one checkpoint and setting.
+    """Draw the matrix of ``llcjax.loss_kernel``, ``bif`` or ``chain_covariance`` at one checkpoint and setting.
 
     Args:
         result: what one of them returns.
         checkpoint: index of the checkpoint.
         setting: index of the setting.
+        chain: index of the chain, where each has a matrix of its own.
         names: of the rows and of the columns.
     """
-    value = next(str(name) for name in result.data_vars if not str(name).endswith("_stderr"))
+    value = next(name for name in ("kernel", "bif", "covariance") if name in result)
     figure, (axes,) = new_figure(1, 1, height=4.2)
-    _image(figure, axes, result[value].isel(checkpoint=checkpoint, setting=setting).values, value)
+    one = result[value].isel(checkpoint=checkpoint, setting=setting)
+    _image(figure, axes, (one.isel(chain=chain) if "chain" in one.dims else one).values, value)
     axes.set(xlabel=plain(names[1]), ylabel=plain(names[0]))
     return figure
 
@@ -135,7 +142,7 @@ def plot_free_energy(result: xr.Dataset) -> Figure:
 
 
 def plot_components_of_variance(result: xr.Dataset, *, checkpoint: int = 0, setting: int = 0) -> Figure:
-    """Draw the variances of the principal components, largest first, on a logarithmic axis.
+    """Draw the variances of the principal components, largest first, on a logarithmic axis; a line a chain, if of each.
 
     Args:
         result: what ``llcjax.principal_components`` returns.
@@ -144,7 +151,8 @@ def plot_components_of_variance(result: xr.Dataset, *, checkpoint: int = 0, sett
     """
     variance = result["variance"].isel(checkpoint=checkpoint, setting=setting).values
     figure, (axes,) = new_figure(1, 1, height=3.0)
-    axes.plot(np.arange(1, len(variance) + 1), np.where(variance > 0, variance, np.nan), color=BLUE, marker=".")
+    for one in np.atleast_2d(variance):
+        axes.plot(np.arange(1, len(one) + 1), np.where(one > 0, one, np.nan), color=BLUE, marker=".")
     axes.set_yscale("log")
     axes.set(xlabel="principal component", ylabel="variance")
     return figure
