@@ -92,6 +92,18 @@ def test_round_trip_through_safetensors_is_exact(tmp_path):
     assert decoder(config)(again, np.zeros((1, 4), int)).shape == (1, 4, 32)
 
 
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_is_read_as_float32(tmp_path, kind):
+    """Most models are published in one of the two."""
+    folder = llama_folder(tmp_path / "llama")
+    whole = load_pretrained(folder).params
+    tensors = safetensors.load_file(folder / "model.safetensors")
+    safetensors.save_file({name: value.astype(kind) for name, value in tensors.items()}, folder / "model.safetensors")
+    again = load_pretrained(folder).params
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(again)} == {"float32"}
+    jax.tree.map(lambda one, other: np.testing.assert_array_equal(one, other.astype(kind).astype("f4")), again, whole)
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     folder = llama_folder(tmp_path / "llama")
     facts = json.loads((folder / "config.json").read_text())
