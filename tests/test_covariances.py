@@ -45,10 +45,13 @@ def exact_covariance(a, b, sigma=SIGMA):
     return residuals * cross + cross**2 / 2
 
 
-def within(values, error, truth, most=3.0):
-    """3 standard errors for nearly all entries and 4 for each, as there are many. The jackknife is over 64 chains."""
-    z = np.abs(values - truth) / error
-    assert np.mean(z < most) > 0.9 and z.max() < 4, z
+def within(values, error, truth):
+    """Each entry within 3 standard errors, of a jackknife over 64 chains, at a seed chosen beforehand.
+
+    90 entries are held against their closed forms here. Over the seeds 0 to 14 four of 1,350 were beyond 3 (largest
+    3.9), where Student's t with 63 degrees of freedom has 5; at 12 of the seeds, this one among them, none is.
+    """
+    assert (np.abs(values - truth) / error).max() < 3
 
 
 @pytest.fixture(scope="module")
