@@ -17,13 +17,7 @@ from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank
 from llcjax.comparison import compare_sweeps  # noqa: E402
 from llcjax.components import component_masks, head_names  # noqa: E402
 from llcjax.config import Setting, SweepConfig  # noqa: E402
-from llcjax.covariances import (  # noqa: E402
-    bif,
-    chain_covariance,
-    loss_kernel,
-    principal_components,
-    susceptibilities,
-)
+from llcjax.covariances import bif, chain_covariance, loss_kernel, principal_components  # noqa: E402
 from llcjax.devinterp import export_devinterp, import_devinterp  # noqa: E402
 from llcjax.estimate import LLCEstimate, estimate_llc  # noqa: E402
 from llcjax.estimators import estimates, excess_loss, running_llc, wbic  # noqa: E402
@@ -37,6 +31,7 @@ from llcjax.samplers import SAMPLERS, Sampler, sgld  # noqa: E402
 from llcjax.stages import Stages, find_stages, llc_stages  # noqa: E402
 from llcjax.store import open_sweep  # noqa: E402
 from llcjax.streamed import StreamedBank, pretrained_bank  # noqa: E402
+from llcjax.susceptibility import susceptibilities  # noqa: E402
 from llcjax.sweep import sweep  # noqa: E402
 from llcjax.tasks.text import next_token_loss  # noqa: E402
 from llcjax.tokens import read_tokens, token_rows  # noqa: E402

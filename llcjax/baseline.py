@@ -17,8 +17,10 @@ from llcjax.job import Job
 from llcjax.observables import INIT_PROBE, PROBE, probe_losses
 from llcjax.posterior import LocalPosterior
 from llcjax.program import sampled_losses
+from llcjax.runs import Part
+from llcjax.slices import Slices
 from llcjax.store import SweepStore
-from llcjax.types import Params, PRNGKey
+from llcjax.types import GROUP, Params, PRNGKey
 
 
 def write_init_losses(job: Job, store: SweepStore) -> None:
@@ -65,11 +67,11 @@ def write_prior_losses(job: Job, store: SweepStore) -> None:
     for column, setting in enumerate(settings):
         for row in range(len(job.bank)):
             anchor = job.bank.checkpoint(row)
-            component = int(job.component_of_setting[column])
+            part, place = job.part(column), job.row_of_setting[column]
             means[row, column] = np.mean(
-                [draw(job.source.arrays, key, anchor, setting.localization, component) for key in control_keys]
+                [draw(job.source.arrays, key, anchor, part, place, setting.localization) for key in control_keys]
             )
-    store.put("prior_loss", ("checkpoint", "setting"), means)
+    store.put("prior_loss", GROUP, means)
 
 
 def write_probe_losses(job: Job, store: SweepStore) -> None:
@@ -85,12 +87,14 @@ def write_probe_losses(job: Job, store: SweepStore) -> None:
         store.put(INIT_PROBE + name, ("checkpoint", *dims), values)
 
 
-def _prior_loss(job: Job, arrays: Any, key: PRNGKey, anchor: Params, localization: Array, component: Array) -> Array:
+def _prior_loss(
+    job: Job, arrays: Any, key: PRNGKey, anchor: Params, part: Part, component: Array, localization: Array
+) -> Array:
     """Loss of one draw from the prior on one batch."""
     position_key, batch_key = jax.random.split(key)
-    slices = job.slices
+    slices = part if isinstance(part, Slices) else None
     start = anchor if slices is None else slices.take(anchor, component)
-    mask = job.mask if slices is None else slices.valid(anchor, component)
+    mask = part if slices is None else slices.valid(anchor, component)
     posterior = LocalPosterior(job.loss_fn, start, 0.0, localization, 0.0, job.config.box, mask)
     drawn = prior_start(position_key, posterior)
     params = drawn if slices is None else slices.insert(anchor, component, drawn)

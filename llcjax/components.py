@@ -1,119 +1,27 @@
-"""Parts of a network: which parameters a refined LLC samples, and how their entries are cut out and put back.
+"""Parts of a network by name: which parameters a refined LLC samples.
 
 The weight-refined LLC of a part C (Wang et al. 2024, arXiv 2410.02984, section 3) samples the entries v of C and keeps
 the others at the checkpoint, u = u*:
 
     p(v) ~ exp(-n_beta * L(u*, v) - localization/2 * |v - v*|^2),    LLC_C = n_beta * (E[L(u*, v)] - L(w*))
 
-A part is a mask: a pytree of booleans, each broadcastable to its parameters. `component_masks` makes masks from names.
+A part is a mask: a pytree of booleans, each broadcastable to its parameters. `component_masks` makes masks from names;
+`llcjax.slices` cuts their entries out and puts them back.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
+from llcjax.slices import Mask
 from llcjax.trees import path_name
 from llcjax.types import Params
-
-Mask = Params
-"""Pytree of booleans, each broadcastable to its parameters."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, slots=True)
-class Slices:
-    """The entries of several components, as indices into the leaves that any of them touches, laid end to end."""
-
-    index: Int[Array, "component entry"]
-    """Of the entries of each component; one past the end fills up components that are smaller than the largest."""
-    leaves: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    """Numbers of the leaves that are touched; the others are never copied."""
-    ragged: bool = dataclasses.field(metadata={"static": True})
-    """Whether the components are of unequal size."""
-
-    def take(self, params: Params, component: Int[Array, ""]) -> Float[Array, " entry"]:
-        """The entries of one component; 0 where there is none."""
-        return self._joined(params).at[self.index[component]].get(mode="fill", fill_value=0)
-
-    def insert(self, params: Params, component: Int[Array, ""], values: Float[Array, " entry"]) -> Params:
-        """`params` with the entries of one component replaced."""
-        leaves, structure = jax.tree.flatten(params)
-        joined = self._joined(params).at[self.index[component]].set(values, mode="drop")
-        start = 0
-        for position in self.leaves:
-            leaf = leaves[position]
-            leaves[position] = joined[start : start + leaf.size].reshape(leaf.shape)
-            start += leaf.size
-        return structure.unflatten(leaves)
-
-    def valid(self, params: Params, component: Int[Array, ""]) -> Bool[Array, " entry"] | None:
-        """Which entries a component really has; None where all components have all."""
-        if not self.ragged:
-            return None
-        leaves = jax.tree.leaves(params)
-        return self.index[component] < sum(leaves[position].size for position in self.leaves)
-
-    def _joined(self, params: Params) -> Float[Array, " all"]:
-        leaves = jax.tree.leaves(params)
-        return jnp.concatenate([leaves[position].ravel() for position in self.leaves])
-
-
-def make_slices(masks: Mapping[str, Mask], params: Params) -> tuple[Slices, np.ndarray]:
-    """Index arrays of several components.
-
-    Args:
-        masks: name -> mask of each component.
-        params: one pytree of parameters or of their shapes.
-
-    Returns:
-        The slices, and the number of entries of each component.
-
-    Raises:
-        ValueError: no component, a mask that does not fit, or one that leaves nothing to sample.
-    """
-    if not masks:
-        raise ValueError("components is empty; give at least one name with its mask.")
-    full = {name: check_mask(mask, params, f"the mask of component {name!r}") for name, mask in masks.items()}
-    kept = {name: [np.flatnonzero(leaf) if leaf.any() else _NOTHING for leaf in mask] for name, mask in full.items()}
-    sizes = [leaf.size for leaf in next(iter(full.values()))]
-    touched = [i for i in range(len(sizes)) if any(found[i].size for found in kept.values())]
-    starts = dict(zip(touched, np.cumsum([0, *(sizes[i] for i in touched)]), strict=False))
-    total = sum(sizes[i] for i in touched)
-    rows = [np.concatenate([starts[i] + found[i] for i in touched]) for found in kept.values()]
-    counts = np.array([row.size for row in rows])
-    index = np.full((len(rows), counts.max()), total, np.int32)
-    for place, row in zip(index, rows, strict=True):
-        place[: row.size] = row
-    return Slices(jnp.asarray(index), tuple(touched), bool((counts < counts.max()).any())), counts
-
-
-_NOTHING = np.zeros(0, np.int64)
-
-
-def check_mask(mask: Mask, params: Params, name: str = "mask") -> list[np.ndarray]:
-    """The leaves of a mask as boolean arrays of the parameters' own shapes.
-
-    Raises:
-        ValueError: the mask does not fit the parameters, or leaves none to sample; `name` is named in the sentence.
-    """
-    try:
-        full = jax.tree.map(lambda keep, leaf: np.broadcast_to(np.asarray(keep, bool), np.shape(leaf)), mask, params)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} does not fit the parameters ({error}); give one boolean, or array, a leaf."
-        ) from error
-    leaves = jax.tree.leaves(full)
-    if not any(keep.any() for keep in leaves):
-        raise ValueError(f"{name} leaves no parameter to sample; set at least one entry to True.")
-    return leaves
 
 
 def component_masks(

@@ -18,6 +18,7 @@ import xarray as xr
 from llcjax.estimators import excess_loss, kept_draws
 from llcjax.observables import PROBE, weighted
 from llcjax.store import save_dataset
+from llcjax.types import CHAIN, DRAW, GROUP
 
 
 def export_devinterp(
@@ -161,20 +162,19 @@ def import_devinterp(path: Path | str) -> xr.Dataset:
     steps = int(sampler.get("num_burnin_steps", 0)) + int(sampler.get("num_steps_bw_draws", 1)) * np.arange(
         trace.shape[1]
     )
-    group, dims = ("checkpoint", "setting"), ("checkpoint", "setting", "chain", "draw")
     variables: dict[str, Any] = {
-        "loss": (dims, trace[None, None]),
-        "baseline_loss": (dims, np.broadcast_to(init.mean("token_pos").values[:, None], trace.shape)[None, None]),
-        "distance": (dims, _distances(store, steps, trace.shape)[None, None]),
+        "loss": (DRAW, trace[None, None]),
+        "baseline_loss": (DRAW, np.broadcast_to(init.mean("token_pos").values[:, None], trace.shape)[None, None]),
+        "distance": (DRAW, _distances(store, steps, trace.shape)[None, None]),
         "init_loss": (("checkpoint",), [float(init.mean())]),
-        "first_nonfinite_step": ((*group, "chain"), _first_broken(trace, steps)[None, None]),
-        "num_draws_done": (group, np.full((1, 1), trace.shape[1])),
+        "first_nonfinite_step": (CHAIN, _first_broken(trace, steps)[None, None]),
+        "num_draws_done": (GROUP, np.full((1, 1), trace.shape[1])),
     }
     for variable in store.data_vars:
         if (name := str(variable)).startswith("loss_"):
             probe = name.removeprefix("loss_")
             values = store[name].transpose("chain", "draw", f"batch_{probe}", "token_pos").values
-            variables[PROBE + probe] = ((*dims, f"{PROBE}{probe}_0", f"{PROBE}{probe}_1"), values[None, None])
+            variables[PROBE + probe] = ((*DRAW, f"{PROBE}{probe}_0", f"{PROBE}{probe}_1"), values[None, None])
     return xr.Dataset(
         variables,
         coords={

@@ -9,13 +9,13 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from llcjax.convergence import convergence as chain_convergence
+from llcjax.types import DRAW
 
 SPIKE = 10.0
 """A draw this many median absolute deviations from the median of its chain is a spike."""
 
 Trace = Float[np.ndarray, "checkpoint setting chain draw"]
 Group = Float[np.ndarray, "checkpoint setting"]
-DIMS = ("checkpoint", "setting", "chain", "draw")
 
 
 def convergence(trace: Trace, usable: Bool[np.ndarray, "checkpoint setting chain"]) -> dict[str, Group]:
@@ -79,7 +79,7 @@ def geometry(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
         theorem); and where the loss is quadratic and holds the chain, the LLC is half of that inner product. Exact
         there up to localization / (n_beta * curvature). Where w* is no minimum it is an upper bound.
     """
-    distance = sweep["distance"].isel(draw=kept).transpose(*DIMS).values.astype(np.float64)
+    distance = sweep["distance"].isel(draw=kept).transpose(*DRAW).values.astype(np.float64)
     draws = distance.shape[-1]
     width = max(draws // 10, 1)
     middle = distance[..., max(draws // 2 - width // 2, 0) :][..., :width]
@@ -97,7 +97,7 @@ def geometry(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
             "noise_step": np.broadcast_to(np.sqrt(step_size * num_params), end.shape),
         }
         if "gradient_norm" in sweep:
-            norm = sweep["gradient_norm"].isel(draw=kept).transpose(*DIMS).values
+            norm = sweep["gradient_norm"].isel(draw=kept).transpose(*DRAW).values
             facts["gradient_step"] = step_size / 2 * n_beta * _finite_mean(norm)
             if json.loads(str(sweep.attrs.get("config", "{}"))).get("sampler") == "sgld":
                 facts["heating"] = step_size * n_beta**2 / 8 * _finite_mean(np.square(norm, dtype=np.float64))
@@ -107,7 +107,7 @@ def geometry(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
 def acceptances(sweep: xr.Dataset, kept: np.ndarray) -> dict[str, Group]:
     """Mean acceptance probabilities, where they were recorded."""
     names = [name for name in ("acceptance", "acceptance_full") if name in sweep]
-    return {name: _finite_mean(sweep[name].isel(draw=kept).transpose(*DIMS).values) for name in names}
+    return {name: _finite_mean(sweep[name].isel(draw=kept).transpose(*DRAW).values) for name in names}
 
 
 def _finite_mean(values: Trace) -> Group:

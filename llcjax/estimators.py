@@ -18,6 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from llcjax import diagnostics, verdicts
+from llcjax.types import CHAIN, DRAW, GROUP
 
 CONFIDENCE = 0.95
 BLOCK = 2**21
@@ -87,9 +88,8 @@ def estimates(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, thin: i
     result.attrs.update(num_burnin_steps=int(sweep["draw"].values[kept[0]]), num_draws=len(kept))
     if "prior_loss" in sweep:
         result["prior_loss"] = sweep["prior_loss"]
-    group = ("checkpoint", "setting")
     names, sentences = verdicts.judge(sweep, result)
-    result["verdict"], result["sentence"] = (group, names), (group, sentences)
+    result["verdict"], result["sentence"] = (GROUP, names), (GROUP, sentences)
     return result
 
 
@@ -117,12 +117,11 @@ def _measured_in_blocks(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
 def _measured(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
     """LLC, errors and health of some checkpoints."""
     n_beta = sweep["n_beta"].values[None, :, None, None]
-    dims = ("checkpoint", "setting", "chain", "draw")
     # Read once: a store is lazy, and every use would read it again.
-    recorded = [name for name in sweep.data_vars if sweep[name].dims == dims]
+    recorded = [name for name in sweep.data_vars if sweep[name].dims == DRAW]
     sweep = sweep.assign({name: sweep[name].compute() for name in recorded})
-    loss = sweep["loss"].isel(draw=kept).transpose(*dims).values.astype(np.float64)
-    excess = excess_loss(sweep.isel(draw=kept)).transpose(*dims).values.astype(np.float64)
+    loss = sweep["loss"].isel(draw=kept).transpose(*DRAW).values.astype(np.float64)
+    excess = excess_loss(sweep.isel(draw=kept)).transpose(*DRAW).values.astype(np.float64)
     trace = n_beta * excess
     usable = (sweep["first_nonfinite_step"].values < 0) & np.isfinite(trace).all(-1)
     per_chain = np.where(usable, trace.mean(-1), np.nan)
@@ -138,19 +137,18 @@ def _measured(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
     llc = _mean(per_chain, usable)
     with np.errstate(all="ignore"):
         health["autocorrelation_time"] = usable.sum(-1) * len(kept) / health["ess_bulk"]
-    group = ("checkpoint", "setting")
     result = xr.Dataset(
         {
-            "llc": (group, llc),
-            "llc_stderr": (group, error),
-            "llc_lower": (group, llc - spread * error),
-            "llc_upper": (group, llc + spread * error),
-            "llc_per_chain": ((*group, "chain"), per_chain),
-            "llc_per_chain_half": ((*group, "chain", "half"), np.stack(halves, -1)),
-            **{name: (group, values) for name, values in health.items()},
-            "num_chains_used": (group, usable.sum(-1)),
-            "mean_loss": (group, _mean(loss.mean(-1), usable)),
-            "init_loss": (group, _mean((loss - excess).mean(-1), usable)),
+            "llc": (GROUP, llc),
+            "llc_stderr": (GROUP, error),
+            "llc_lower": (GROUP, llc - spread * error),
+            "llc_upper": (GROUP, llc + spread * error),
+            "llc_per_chain": (CHAIN, per_chain),
+            "llc_per_chain_half": ((*CHAIN, "half"), np.stack(halves, -1)),
+            **{name: (GROUP, values) for name, values in health.items()},
+            "num_chains_used": (GROUP, usable.sum(-1)),
+            "mean_loss": (GROUP, _mean(loss.mean(-1), usable)),
+            "init_loss": (GROUP, _mean((loss - excess).mean(-1), usable)),
         },
         coords={name: sweep[name] for name in sweep.coords if name != "draw" and name != "position"},
     )
@@ -185,12 +183,12 @@ def _baseline_error(sweep: xr.Dataset, n_beta: np.ndarray) -> np.ndarray:
 def _per_position(sweep: xr.Dataset, kept: np.ndarray, usable: np.ndarray) -> xr.Dataset:
     """LLC of each position k: n_beta times the excess loss of position k alone."""
     n_beta = sweep["n_beta"].values[None, :, None, None]
-    dims = ("checkpoint", "setting", "chain", "position", "draw")
+    dims = (*CHAIN, "position", "draw")
     excess = excess_loss(sweep.isel(draw=kept), "_position").transpose(*dims).values.astype(np.float64)
     per_chain = np.moveaxis(n_beta * excess.mean(-1), -1, -2)
     usable = np.broadcast_to(usable[..., None, :], per_chain.shape)
     _, error = _errors(per_chain, usable, np.full(per_chain.shape[:-1], np.nan), np.zeros(per_chain.shape[:-1]))
-    group = ("checkpoint", "setting", "position")
+    group = (*GROUP, "position")
     return xr.Dataset(
         {"llc_position": (group, _mean(per_chain, usable)), "llc_position_stderr": (group, error)},
         coords={"position": sweep["position"]},
@@ -205,7 +203,7 @@ def running_llc(sweep: xr.Dataset, *, num_burnin_steps: int | None = None) -> xr
     """
     kept = kept_draws(sweep, num_burnin_steps)
     trace = sweep["n_beta"] * excess_loss(sweep)
-    trace = trace.transpose("checkpoint", "setting", "chain", "draw").compute()
+    trace = trace.transpose(*DRAW).compute()
     after = trace.isel(draw=kept)
     running = after.cumsum("draw", skipna=False) / xr.DataArray(np.arange(1, len(kept) + 1), dims="draw")
     return running.assign_coords(draw=after["draw"]).reindex(draw=sweep["draw"])

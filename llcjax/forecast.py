@@ -95,7 +95,8 @@ def forecast(
     job = make_job(loss_fn, bank, data, config, **options)
     plan = plan_launches(job, np.arange(job.num_groups))
     whole = job.program()
-    args = launch_args(job, whole, np.arange(plan.groups_per_launch), plan.runs_per_launch)
+    launch = max(job.cuts(np.arange(job.num_groups), plan.groups_per_launch), key=len)
+    args = launch_args(job, whole, launch, plan.runs_per_launch)
     memory = whole.memory_bytes(*args)
     return Forecast(
         plan=plan,

@@ -16,8 +16,7 @@ import numpy as np
 import xarray as xr
 
 from llcjax.estimators import estimates, excess_loss, kept_draws
-
-GROUP = ("checkpoint", "setting", "chain")
+from llcjax.types import CHAIN, GROUP
 
 
 class Rule(NamedTuple):
@@ -76,8 +75,8 @@ def free_energy(sweep: xr.Dataset, rule: Rule, *, num_burnin_steps: int | None =
         ValueError: an n_beta of the rule that the sweep lacks.
     """
     kept = kept_draws(sweep, num_burnin_steps)
-    excess = excess_loss(sweep.isel(draw=kept)).mean("draw", skipna=False).transpose(*GROUP).values.astype(float)
-    usable = (sweep["first_nonfinite_step"].transpose(*GROUP).values < 0) & np.isfinite(excess)
+    excess = excess_loss(sweep.isel(draw=kept)).mean("draw", skipna=False).transpose(*CHAIN).values.astype(float)
+    usable = (sweep["first_nonfinite_step"].transpose(*CHAIN).values < 0) & np.isfinite(excess)
     places = [_places(sweep, n_beta) for n_beta in rule.n_beta]
     per_chain = sum(w * excess[:, place] for w, place in zip(rule.weights, places, strict=True))
     used = np.all([usable[:, place] for place in places], axis=0)
@@ -86,10 +85,9 @@ def free_energy(sweep: xr.Dataset, rule: Rule, *, num_burnin_steps: int | None =
         mean = np.where(used, per_chain, 0).sum(-1) / count
         squares = np.where(used, np.square(per_chain - mean[..., None]), 0).sum(-1)
         error = np.sqrt(squares / (count - 1) / count)
-    group = ("checkpoint", "setting")
     names = [name for name in ("component", "localization", "step_size") if name in sweep.coords]
     return xr.Dataset(
-        {"free_energy": (group, mean), "free_energy_stderr": (group, error), "num_chains_used": (group, count)},
+        {"free_energy": (GROUP, mean), "free_energy_stderr": (GROUP, error), "num_chains_used": (GROUP, count)},
         coords={
             "checkpoint": sweep["checkpoint"],
             **{name: ("setting", sweep[name].values[places[0]]) for name in names},
@@ -132,9 +130,9 @@ def temperature_curve(sweep: xr.Dataset, *, num_burnin_steps: int | None = None)
     same = np.all([np.diff(table[name].values) == 0 for name in ("localization", "step_size")], axis=0)
     if "component" in table.coords:
         same &= table["component"].values[1:] == table["component"].values[:-1]
-    llc = table["llc"].transpose("checkpoint", "setting").values
+    llc = table["llc"].transpose(*GROUP).values
     with np.errstate(all="ignore"):
         steps = np.diff(np.log(np.where(llc > 0, llc, np.nan)), axis=1) / np.diff(np.log(table["n_beta"].values))
     slope = np.full(llc.shape, np.nan)
     slope[:, 1:] = np.where(same, steps, np.nan)
-    return table.assign(slope=(("checkpoint", "setting"), slope))
+    return table.assign(slope=(GROUP, slope))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ from jaxtyping import Array, Key
 
 from llcjax import chain, keys
 from llcjax.checkpoints import CheckpointBank
-from llcjax.components import Slices
 from llcjax.config import Setting, SweepConfig
 from llcjax.data import DataSource, example_batch
 from llcjax.observables import Watch
 from llcjax.plan import even_parts
 from llcjax.program import RUN, SAME, Program, build, loss_flops
 from llcjax.runs import Part, ProgramSpec, RunInputs
+from llcjax.slices import Components
 from llcjax.types import Batch, LossFn, Observe, Params
 
 
@@ -37,18 +37,15 @@ class Job:
     per_position: bool
     mesh: jax.sharding.Mesh
     mask: Params | None = None
-    slices: Slices | None = None
+    components: Components | None = None
     """The components of a refined sweep; each makes the grid of settings once more."""
     probes: dict[str, Batch] = dataclasses.field(default_factory=dict)
     """Fixed batches whose losses are recorded at every draw."""
-    component_names: tuple[str, ...] = ()
-    component_sizes: tuple[int, ...] = ()
-    """Number of parameters of each component."""
 
     @property
     def settings(self) -> tuple[Setting, ...]:
         """The settings of the store: the grid of the config, once for each component, component outermost."""
-        return self.config.settings * max(len(self.component_names), 1)
+        return self.config.settings * (1 if self.components is None else len(self.components.names))
 
     @property
     def component_of_setting(self) -> np.ndarray:
@@ -56,20 +53,47 @@ class Job:
         return np.arange(len(self.settings)) // len(self.config.settings)
 
     @property
-    def part(self) -> Part:
-        """What is sampled."""
-        return self.mask if self.slices is None else self.slices
+    def table_of_setting(self) -> np.ndarray:
+        """Number of the table of entries of each setting; 0 where there are no components."""
+        return self._by_setting("table")
+
+    @property
+    def row_of_setting(self) -> np.ndarray:
+        """Row of each setting in its table."""
+        return self._by_setting("row")
+
+    def _by_setting(self, name: Literal["table", "row"]) -> np.ndarray:
+        if self.components is None:
+            return np.zeros(len(self.settings), int)
+        return getattr(self.components, name)[self.component_of_setting]
+
+    def part(self, group: int) -> Part:
+        """What is sampled in the launch of a group."""
+        if self.components is None:
+            return self.mask
+        return self.components.tables[self.table_of_setting[group % len(self.settings)]]
+
+    def alike(self, groups: np.ndarray) -> list[np.ndarray]:
+        """Groups that may share a launch: of one checkpoint, which then is held once, and of one table of entries."""
+        if self.components is None:
+            return [groups]
+        checkpoint, setting = np.divmod(groups, len(self.settings))
+        kind = checkpoint * len(self.components.tables) + self.table_of_setting[setting]
+        return [groups[kind == one] for one in np.unique(kind)]
+
+    def width(self, group: int, at_once: int) -> int:
+        """Groups in a launch like that of a group, however many are missing, so that one program serves all."""
+        if self.components is None:
+            return at_once
+        tables = self.table_of_setting
+        return even_parts(int((tables == tables[group % len(tables)]).sum()), at_once)
 
     def cuts(self, groups: np.ndarray, at_once: int) -> Iterator[np.ndarray]:
-        """Groups cut into launches; components of one checkpoint at a time, which then is held once."""
-        if self.slices is None:
-            wholes = [groups]
-        else:
-            checkpoints = groups // len(self.settings)
-            wholes = np.split(groups, np.flatnonzero(np.diff(checkpoints)) + 1)
-        for whole in wholes:
-            for start in range(0, len(whole), at_once):
-                yield whole[start : start + at_once]
+        """Groups cut into launches."""
+        for whole in self.alike(groups):
+            width = self.width(int(whole[0]), at_once)
+            for start in range(0, len(whole), width):
+                yield whole[start : start + width]
 
     @property
     def num_groups(self) -> int:
@@ -174,13 +198,13 @@ def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, Run
         decay=jnp.full(num_runs, config.step_size_decay, jnp.float32) if config.step_size_decay else None,
         decay_time=jnp.full(num_runs, config.step_size_decay_time, jnp.float32) if config.step_size_decay else None,
         component=None
-        if job.slices is None
-        else jnp.asarray(job.component_of_setting[setting_of_group[group]], jnp.int32),
+        if job.components is None
+        else jnp.asarray(job.row_of_setting[setting_of_group[group]], jnp.int32),
     )
     chains = np.arange(config.num_chains)
     own = job.own_streams
     streams = roots("batch", chain_of_run, steps) if own else roots("batch", chains, np.zeros_like(chains))
-    if job.slices is not None:
+    if job.components is not None:
         checkpoints = checkpoints[:1]
     return job.bank.rows(checkpoints), runs, streams
 
@@ -190,6 +214,6 @@ def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) 
     anchors, runs, streams = launch_inputs(job, groups, num_runs)
     anchors, runs = compiled.put_params(anchors), compiled.put(runs, RUN)
     streams = compiled.put(streams, RUN if job.own_streams else SAME)
-    arrays, part = compiled.put(job.source.arrays), compiled.put(job.part)
+    arrays, part = compiled.put(job.source.arrays), compiled.put(job.part(int(groups[0])))
     states = compiled.init(anchors, runs, part)
     return states, anchors, runs, part, streams, arrays, compiled.put(job.watch), compiled.put(np.int32(0))

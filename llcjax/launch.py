@@ -13,7 +13,7 @@ import numpy as np
 from llcjax import processes
 from llcjax.interrupt import StopRequest
 from llcjax.job import Job, launch_args
-from llcjax.plan import Plan, make_plan, most_runs
+from llcjax.plan import Plan, make_plan, most_runs, padded_runs
 from llcjax.program import RUN
 from llcjax.progress import SweepProgress, SweepStats
 from llcjax.store import SavedState, SweepStore
@@ -104,7 +104,8 @@ def _launches(job: Job, store: SweepStore, plan: Plan, groups: np.ndarray, done:
         yield Launch(job, store, plan, saved.groups, saved)
     for launch in job.cuts(groups, plan.groups_per_launch):
         if (done[launch] < job.num_recorded).any():
-            yield Launch(job, store, plan, launch)
+            width = job.width(int(launch[0]), plan.groups_per_launch)
+            yield Launch(job, store, plan.of_groups(width, job.num_devices), launch)
 
 
 def _usable(job: Job, saved: SavedState, groups: np.ndarray, done: np.ndarray) -> bool:
@@ -117,14 +118,19 @@ def _usable(job: Job, saved: SavedState, groups: np.ndarray, done: np.ndarray) -
 def plan_launches(job: Job, groups: np.ndarray) -> Plan:
     """Plans the launches of some groups, measuring memory on the programs that will run."""
     compiled = job.program()
+    kinds = [groups] if job.components is None else job.alike(np.arange(len(job.settings)))
 
-    def memory(count: int, num_runs: int) -> int:
-        return compiled.memory_bytes(*launch_args(job, compiled, groups[:count], num_runs))
+    def needed(launch: np.ndarray) -> int:
+        num_runs = padded_runs(len(launch) * job.config.num_chains, job.num_devices)
+        return compiled.memory_bytes(*launch_args(job, compiled, launch, num_runs))
+
+    def memory(count: int, _: int) -> int:
+        return max(needed(kind[: job.width(int(kind[0]), count)]) for kind in kinds)
 
     return make_plan(
         job.config,
         num_groups=len(groups),
-        most_groups=None if job.slices is None else len(job.settings),
+        most_groups=None if job.components is None else max(map(len, kinds)),
         draws_per_chunk=job.draws_per_chunk,
         num_devices=job.num_devices,
         most_runs=job.config.runs_per_launch or most_runs(job.step_flops()) * job.num_devices,

@@ -26,11 +26,11 @@ from llcjax.chain import (
     scan_draws,
     start_chain,
 )
-from llcjax.components import Slices
 from llcjax.data import dataset_loss, draw_batch
 from llcjax.observables import Moments, Watch, as_vector, measure
 from llcjax.posterior import LocalPosterior, Loss
 from llcjax.samplers import SAMPLERS, Sampler, langevin_acceptance, step_share
+from llcjax.slices import Slices
 from llcjax.types import Batch, LossFn, Observe, Params, PRNGKey
 
 Part = Params | Slices | None

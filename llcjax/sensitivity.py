@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from llcjax.boundaries import Boundary
 from llcjax.stages import llc_stages
+from llcjax.types import CHAIN, GROUP
 
 HYPERPARAMETERS = ("n_beta", "localization", "step_size")
 SAME_LLC = 0.15
@@ -78,7 +79,7 @@ def curve_sensitivity(table: xr.Dataset, setting: int = 0) -> xr.Dataset:
         `llc (checkpoint)`, and `lower`, `upper (hyperparameter, checkpoint)`: the least and the largest LLC of the
         setting and its neighbors in one hyperparameter. Only hyperparameters with neighbors are in it.
     """
-    llc = table["llc"].transpose("checkpoint", "setting").values
+    llc = table["llc"].transpose(*GROUP).values
     found = {name: neighbors(table, setting, name) for name in HYPERPARAMETERS}
     varied = [name for name in HYPERPARAMETERS if found[name]]
     groups = [llc[:, [setting, *found[name]]] for name in varied]
@@ -159,9 +160,8 @@ def _thinned(one: xr.Dataset, per_chain: Float[np.ndarray, "checkpoint setting c
     """The estimates that `llc_stages` reads, from LLCs of chains; verdicts stay those of the whole."""
     count = per_chain.shape[-1]
     error = per_chain.std(-1, ddof=1) / np.sqrt(count) if count > 1 else np.full(per_chain.shape[:2], np.nan)
-    group = ("checkpoint", "setting")
     return one.drop_dims("chain").assign(
-        llc=(group, per_chain.mean(-1)), llc_stderr=(group, error), llc_per_chain=((*group, "chain"), per_chain)
+        llc=(GROUP, per_chain.mean(-1)), llc_stderr=(GROUP, error), llc_per_chain=(CHAIN, per_chain)
     )
 
 

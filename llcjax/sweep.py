@@ -14,7 +14,6 @@ import xarray as xr
 
 from llcjax import _compat, keys, processes
 from llcjax.checkpoints import CheckpointBank
-from llcjax.components import check_mask, make_slices
 from llcjax.config import SweepConfig
 from llcjax.damage import is_whole
 from llcjax.data import DataSource, check_batch_size, data_source, example_batch
@@ -25,6 +24,7 @@ from llcjax.output_folder import only_run, writing_to
 from llcjax.posterior import batch_size_of, check_loss_shape
 from llcjax.progress import SweepStats
 from llcjax.samplers import FULL_BATCH
+from llcjax.slices import check_mask, make_components
 from llcjax.store import SweepStore, open_sweep
 from llcjax.sweep_store import prepared_store
 from llcjax.types import LossFn, Observe, Params, PRNGKey
@@ -144,7 +144,6 @@ def make_job(
     check_probes(loss_fn, bank.checkpoint(0), fixed)
     if config.reduce != "none" and observe is None and not fixed:
         raise ValueError(f"reduce={config.reduce!r} has nothing to reduce; give observe or probes, or set it to none.")
-    slices, sizes = (None, ()) if components is None else make_slices(components, bank.checkpoint(0))
     return Job(
         loss_fn=loss_fn,
         bank=bank,
@@ -155,10 +154,8 @@ def make_job(
         per_position=config.per_position and has_positions,
         mesh=_compat.run_mesh(devices, config.devices_per_run),
         mask=None if mask is None else _checked_mask(mask, bank),
-        slices=slices,
+        components=None if components is None else make_components(components, bank.checkpoint(0)),
         probes=fixed,
-        component_names=tuple(components or ()),
-        component_sizes=tuple(int(size) for size in sizes),
     )
 
 

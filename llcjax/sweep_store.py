@@ -20,11 +20,8 @@ from llcjax.observables import feature_table, measure
 from llcjax.provenance import provenance
 from llcjax.runs import Recorded
 from llcjax.store import SweepStore, is_sweep
-from llcjax.types import Params
+from llcjax.types import CHAIN, DRAW, GROUP, Params
 from llcjax.writer import MOMENT, named_arrays
-
-GROUP_DIMS = ("checkpoint", "setting")
-DRAW_DIMS = (*GROUP_DIMS, "chain", "draw")
 
 
 def prepared_store(
@@ -61,8 +58,9 @@ def _identity(job: Job, recorded: list[str]) -> str:
     seed = jax.random.key_data(job.base).tolist()
     mask = [np.packbits(keep).tobytes().hex() for keep in jax.tree.leaves(job.mask)]
     parts: tuple[Any, ...] = (free, job.bank.fingerprint(), data, seed, mask, recorded)
-    if job.slices is not None:
-        parts += ([job.component_names, job.slices.leaves, array_digest(job.slices.index)],)
+    if job.components is not None:
+        tables = [[table.leaves, array_digest(table.index)] for table in job.components.tables]
+        parts += ([job.components.names, job.components.sizes, tables],)
     if job.probes:
         parts += ([array_digest(leaf) for leaf in jax.tree.leaves(job.probes)],)
     return fingerprint(*parts)
@@ -103,8 +101,8 @@ def _open_or_create(
         facts["num_examples"] = job.source.num_examples
     if chance is not None:
         facts["chance"] = float(chance)
-    if job.component_names:
-        facts["components"] = list(job.component_names)
+    if job.components is not None:
+        facts["components"] = list(job.components.names)
     if job.config.reduce != "none":
         facts["features"] = _features(job)
     store = SweepStore.create(path, coords=_coords(job, arrays), attrs=facts)
@@ -145,9 +143,9 @@ def _coords(job: Job, arrays: dict[str, Any]) -> dict[str, tuple[tuple[str, ...]
     positions = next((leaf.shape[2] for name, leaf in arrays.items() if name.endswith("_position")), None)
     if positions is not None:
         hyper["position"] = (("position",), np.arange(1, positions + 1))
-    if job.component_names:
+    if job.components is not None:
         hyper["component"] = (("setting",), job.component_of_setting)
-        hyper["num_params"] = (("setting",), np.array(job.component_sizes)[job.component_of_setting])
+        hyper["num_params"] = (("setting",), np.array(job.components.sizes)[job.component_of_setting])
     return {
         "checkpoint": (("checkpoint",), job.bank.steps),
         "setting": (("setting",), np.arange(len(settings))),
@@ -167,12 +165,12 @@ def _allocate(job: Job, store: SweepStore, arrays: dict[str, Any]) -> None:
             _allocate_moments(store, name, leaf, groups, chains, -(-draws // block))
             continue
         extra = leaf.shape[2:]
-        dims = (*DRAW_DIMS, *_extra_dims(name, len(extra)))
+        dims = (*DRAW, *_extra_dims(name, len(extra)))
         shape, chunks = (*groups, chains, draws, *extra), (1, 1, chains, block, *extra)
         fill = float("nan") if np.issubdtype(leaf.dtype, np.floating) else 0
         store.allocate(name, dims, shape, chunks, str(leaf.dtype), fill)
-    store.allocate("first_nonfinite_step", (*GROUP_DIMS, "chain"), (*groups, chains), (1, 1, chains), "int32", -1)
-    store.allocate("num_draws_done", GROUP_DIMS, groups, (1, 1), "int32", 0)
+    store.allocate("first_nonfinite_step", CHAIN, (*groups, chains), (1, 1, chains), "int32", -1)
+    store.allocate("num_draws_done", GROUP, groups, (1, 1), "int32", 0)
 
 
 def _allocate_moments(
@@ -180,7 +178,7 @@ def _allocate_moments(
 ) -> None:
     """Makes room for the moments of each block; a chunk of the store is one block."""
     extra = leaf.shape[1:]
-    dims = (*GROUP_DIMS, "chain", "block", *("feature", "feature_other")[: len(extra)])
+    dims = (*CHAIN, "block", *("feature", "feature_other")[: len(extra)])
     store.allocate(name, dims, (*groups, chains, blocks, *extra), (1, 1, chains, 1, *extra), "float32", float("nan"))
 
 
@@ -199,4 +197,4 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
         states = jax.eval_shape(tiny.runs.start, anchors, runs, part)
         return jax.eval_shape(tiny.runs.advance, states, anchors, runs, part, *rest)[1]
 
-    return tiny.known("recorded", traced, anchors, runs, job.part, roots, job.source.arrays, job.watch, jnp.int32(0))
+    return tiny.known("recorded", traced, anchors, runs, job.part(0), roots, job.source.arrays, job.watch, jnp.int32(0))

@@ -12,6 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+GROUP = ("checkpoint", "setting")
+"""Dimensions of what is estimated: a group is a checkpoint at a setting."""
+
+CHAIN = (*GROUP, "chain")
+"""Dimensions of what each chain has."""
+
+DRAW = (*CHAIN, "draw")
+"""Dimensions of what each draw has."""
+
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 """Steps, values and their standard errors (or None), each `(checkpoint,)`."""
 

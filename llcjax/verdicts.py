@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from llcjax.samplers import FULL_BATCH, step_share
+from llcjax.types import GROUP
 
 VERDICTS = ("ok", "noisy", "biased", "not_minimum", "left_basin", "not_mixed", "stuck", "diverged", "failed")
 
@@ -51,9 +52,7 @@ def judge(sweep: xr.Dataset, estimate: xr.Dataset) -> tuple[np.ndarray, np.ndarr
         sweep: the facts.
         estimate: LLC, errors and health of each checkpoint and setting.
     """
-    columns = {
-        name: estimate[name].values for name in estimate.data_vars if estimate[name].dims == ("checkpoint", "setting")
-    }
+    columns = {name: estimate[name].values for name in estimate.data_vars if estimate[name].dims == GROUP}
     columns |= {
         name: np.broadcast_to(estimate[name].values, estimate["llc"].shape) for name in ("step_size", "localization")
     }

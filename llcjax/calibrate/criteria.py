@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from llcjax.estimators import kept_draws
 from llcjax.sensitivity import neighbors, same_llc
+from llcjax.types import GROUP
 from llcjax.verdicts import RHAT_LIMIT, is_trained
 
 LIFT_LIMIT = 0.2
@@ -57,15 +58,14 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
         "unbiased": ~np.isin(verdict, BIASED),
     }
     sound = np.asarray(np.stack(list(criteria.values())).all(0))
-    group = ("checkpoint", "setting")
     return xr.Dataset(
         {
-            "lift": (group, lift),
-            "acceptance": (group, _acceptance(facts, table)),
-            **{name: (group, values) for name, values in criteria.items()},
-            "sound": (group, sound),
-            "step_plateau": (group, _plateau(table, sound, "step_size")),
-            "localization_plateau": (group, _plateau(table, sound, "localization")),
+            "lift": (GROUP, lift),
+            "acceptance": (GROUP, _acceptance(facts, table)),
+            **{name: (GROUP, values) for name, values in criteria.items()},
+            "sound": (GROUP, sound),
+            "step_plateau": (GROUP, _plateau(table, sound, "step_size")),
+            "localization_plateau": (GROUP, _plateau(table, sound, "localization")),
             "trained": ("checkpoint", trained),
         },
         coords=table.coords,
@@ -82,7 +82,7 @@ def _acceptance(facts: xr.Dataset, table: xr.Dataset) -> np.ndarray:
     if "acceptance" not in facts:
         return np.full(table["llc"].shape, np.nan)
     recorded = facts["acceptance"].isel(draw=kept_draws(facts))
-    return recorded.mean(("chain", "draw")).transpose("checkpoint", "setting").values
+    return recorded.mean(("chain", "draw")).transpose(*GROUP).values
 
 
 def _plateau(table: xr.Dataset, sound: np.ndarray, name: str) -> Bool[np.ndarray, "checkpoint setting"]:

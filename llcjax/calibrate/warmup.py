@@ -20,6 +20,7 @@ from jaxtyping import Float
 from llcjax.calibrate.looks import Subject
 from llcjax.config import Setting, SweepConfig
 from llcjax.estimators import estimates
+from llcjax.types import GROUP
 
 FACTOR, REACH = 3.0, 4
 """The grid of step sizes: this factor between neighbors, so many of them on each side of the middle."""
@@ -85,7 +86,7 @@ def warm_up(subject: Subject, config: SweepConfig, target: float) -> WarmUp:
         acceptance_every=2,
     )
     table = estimates(subject.sweep(short, "warmup_sgld"))
-    acceptance = table["acceptance"].fillna(0.0).transpose("checkpoint", "setting")
+    acceptance = table["acceptance"].fillna(0.0).transpose(*GROUP)
     hardest = acceptance.min("checkpoint").values.reshape(-1, len(steps))
     pairs = itertools.product(config.n_beta, config.localization)
     found = [(n, g, *step_at(steps, least, target)) for (n, g), least in zip(pairs, hardest, strict=True)]

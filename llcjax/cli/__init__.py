@@ -1,4 +1,4 @@
-"""The command line: `llcjax run | train | calibrate | sweep | stages | report | rerun | verify | bench`.
+"""The command line: `llcjax run | train | calibrate | sweep | heads | stages | report | rerun | verify | bench`.
 
 Bad input ends with one sentence and exit code 2; Ctrl-C with what to type to go on, and exit code 130;
 SIGTERM likewise, with 75.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from llcjax import _compat, processes
 from llcjax.cli.arguments import shell
 from llcjax.cli.experiment import make_report, rerun_and_compare, run_calibration, run_experiment
-from llcjax.cli.pretrained import sweep_pretrained
+from llcjax.cli.pretrained import sweep_all_heads, sweep_pretrained
 from llcjax.cli.tools import find_and_print_stages, run_benchmark, run_verification
 from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted, Terminated, sigterm_raises
 
@@ -24,6 +24,7 @@ usage: llcjax COMMAND ...
   calibrate regression  a grid of step size, n_beta and localization at a few checkpoints; recommends one setting
   sweep regression    training where it is missing, then the LLC sweep
   sweep --model DIR [DIR ...] --tokens FILE   the LLC sweep of models that others trained
+  heads --bank DIR --tokens FILE   the refined LLC of every head of a language model's checkpoints
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
   report DIR          estimates, stages and report of a finished sweep again
   rerun STORE         a finished sweep again from what its store says, compared array by array
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": lambda rest: run_experiment("train", rest),
         "calibrate": run_calibration,
         "sweep": lambda rest: sweep_pretrained(rest) if "--model" in rest else run_experiment("sweep", rest),
+        "heads": sweep_all_heads,
         "stages": find_and_print_stages,
         "report": make_report,
         "rerun": rerun_and_compare,

@@ -1,4 +1,4 @@
-"""`llcjax sweep --model DIR [DIR ...] --tokens FILE`: models that others trained."""
+"""Sweeps of language models: `llcjax sweep --model` of those that others trained, `llcjax heads` of a bank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from llcjax.cli.arguments import parse, shell
-from llcjax.cli.tables import print_verdicts
+from llcjax.cli.tables import print_components
+from llcjax.pipelines.heads import HeadsSweep, run_heads
 from llcjax.pipelines.pretrained import PretrainedSweep, run_pretrained
 
 
@@ -31,12 +32,25 @@ def sweep_pretrained(arguments: list[str]) -> None:
     options = parse(_Options, arguments, "llcjax sweep")
     command = shell(["sweep", *arguments])
     report, table = run_pretrained(options.config, options.out, command=command, progress=options.progress)
-    print_verdicts(table)
-    for setting in range(table.sizes["setting"]):
-        one = table.isel(setting=setting)
-        name = str(one["component"].values) if "component" in table.coords else "all parameters"
-        values = ", ".join(
-            f"{llc:.3g} +- {error:.2g}" for llc, error in zip(one["llc"].values, one["llc_stderr"].values, strict=True)
-        )
-        print(f"{name}: LLC {values}")
+    print_components(table)
+    print(f"report: {report.resolve()}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Heads:
+    """The refined LLC of every head of an attention-only language model, at checkpoints of a bank, with a report."""
+
+    config: Annotated[HeadsSweep, tyro.conf.arg(name="")]
+    out: Path = Path("runs/heads")
+    """Folder of the results. An unfinished sweep there is resumed."""
+    progress: bool = True
+    """Progress bars on standard error."""
+
+
+def sweep_all_heads(arguments: list[str]) -> None:
+    """`heads`."""
+    options = parse(_Heads, arguments, "llcjax heads")
+    command = shell(["heads", *arguments])
+    report, table = run_heads(options.config, options.out, command=command, progress=options.progress)
+    print_components(table)
     print(f"report: {report.resolve()}")

@@ -82,6 +82,18 @@ def print_verdicts(table: xr.Dataset) -> None:
         print("{}: {} - {}".format(which, *curve_verdict(curve)))
 
 
+def print_components(table: xr.Dataset) -> None:
+    """The verdicts, and the LLC of every component at every checkpoint."""
+    print_verdicts(table)
+    for setting in range(table.sizes["setting"]):
+        one = table.isel(setting=setting)
+        name = str(one["component"].values) if "component" in table.coords else "all parameters"
+        values = ", ".join(
+            f"{llc:.3g} +- {error:.2g}" for llc, error in zip(one["llc"].values, one["llc_stderr"].values, strict=True)
+        )
+        print(f"{name}: LLC {values}")
+
+
 def print_stages(stages: Stages, value: str) -> None:
     """Stages with their boundaries, and plateaus."""
     table = Table(title=f"Stages of {value} (method {stages.method})")

@@ -1,7 +1,9 @@
-"""The refined LLC of every attention head of the paper's language model, at every checkpoint of a bank."""
+"""The refined LLC of every attention head of the paper's language model, at the checkpoints of any bank."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,119 @@ import jax
 import numpy as np
 import xarray as xr
 
-from llcjax.checkpoints import CheckpointBank, check_fits
+from llcjax.checkpoints import CheckpointBank, check_fits, import_bank
 from llcjax.components import component_masks, head_names
-from llcjax.config import SweepConfig
+from llcjax.config import SweepConfig, as_dict
+from llcjax.estimators import estimates
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
 from llcjax.models.sizes import Activations
+from llcjax.pipelines.pretrained import checked_rows
+from llcjax.report import write_report
 from llcjax.sweep import sweep
 from llcjax.tasks.text import next_token_loss
+from llcjax.types import Params
 
 REFINED = SweepConfig(
     n_beta=(30.0,), localization=(200.0,), step_size=(1e-3,), batch_size=32, num_chains=2, num_draws=100
 )
 """The settings of arXiv 2410.02984 (n_beta 30, localization 200, step size 1e-3, batches of 32), with 2 chains."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HeadsSweep:
+    """All heads of an attention-only language model at checkpoints of a bank. The sweep is that of arXiv 2410.02984."""
+
+    bank: Path
+    """Checkpoints: a bank of llcjax, or per-step orbax folders, .npz or .safetensors files."""
+    tokens: Path
+    """Token ids: .npy, .u16 or .u16.xz; rows, or one long sequence that is cut."""
+    sweep: SweepConfig = REFINED
+    num_heads: int = 8
+    """Attention heads a block; all other sizes are those of the parameters."""
+    num_checkpoints: int | None = 50
+    """Checkpoints to take, evenly spread over the bank; none = all."""
+    num_sequences: int | None = None
+    """Sequences of the file to use, from its start; none = all."""
+    components: tuple[str, ...] = ()
+    """Parts to sample; none named = every head."""
+    activations: Activations = "float32"
+    """bfloat16 is what a GPU's fused attention takes."""
+
+
+def run_heads(options: HeadsSweep, out: Path, *, command: str, progress: bool = False) -> tuple[Path, xr.Dataset]:
+    """Sweeps the heads, and writes the store and a report with the curves of all heads into a folder.
+
+    Args:
+        options: the bank, the tokens and the sweep.
+        out: folder; an unfinished sweep there goes on.
+        command: what to type to do it again, for the report.
+        progress: shows a progress bar.
+
+    Returns:
+        The path of the report, and the estimates.
+
+    Raises:
+        ValueError: bad input, before anything is sampled.
+    """
+    bank = spread(import_bank(options.bank), options.num_checkpoints)
+    model = sizes_of(bank.checkpoint(0), options.num_heads)
+    rows = checked_rows(options.tokens, model, model.num_tokens, options.num_sequences)
+    facts = sweep_heads(
+        bank,
+        model,
+        rows,
+        options.sweep,
+        names=options.components or None,
+        activations=options.activations,
+        out=out / "sweep",
+        progress=progress,
+    )
+    table = estimates(facts)
+    path = write_report(
+        out,
+        title=f"Heads of {options.bank.name}",
+        sweep=facts,
+        estimates=table,
+        metrics=None,
+        stages=None,
+        config={**as_dict(options.sweep), "model": as_dict(model), "bank": str(options.bank)},
+        provenance=json.loads(facts.attrs["provenance"]),
+        command=command,
+        chance_name="uniform predictor",
+    )
+    return path, table
+
+
+def spread(bank: CheckpointBank, count: int | None) -> CheckpointBank:
+    """So many checkpoints, evenly spread over those that a bank holds, its first and last among them.
+
+    Raises:
+        ValueError: no checkpoint is asked for.
+    """
+    if count is None or count >= len(bank):
+        return bank
+    if count < 1:
+        raise ValueError(f"num_checkpoints={count} must be at least 1; none takes all.")
+    return bank[np.linspace(0, len(bank) - 1, count).round().astype(int)]
+
+
+def sizes_of(params: Params, num_heads: int) -> AttentionOnlyConfig:
+    """The sizes of an attention-only model, from its parameters.
+
+    Raises:
+        ValueError: they are those of another model.
+    """
+    try:
+        (vocabulary, width), length = np.shape(params["embed"]), np.shape(params["positions"])[0]
+        layers = len(params["blocks"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the bank holds no attention-only language model ({type(error).__name__}: {error}); it needs embed, "
+            "positions and blocks."
+        ) from error
+    return AttentionOnlyConfig(
+        num_layers=layers, num_heads=num_heads, model_width=width, num_tokens=length, vocabulary=vocabulary
+    )
 
 
 def sweep_heads(

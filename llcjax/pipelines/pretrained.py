@@ -14,6 +14,7 @@ import xarray as xr
 from llcjax.components import component_masks, head_names
 from llcjax.config import SweepConfig, as_dict
 from llcjax.estimators import estimates
+from llcjax.models.attention_only import AttentionOnlyConfig
 from llcjax.models.decoder import DecoderConfig, decoder
 from llcjax.report import write_report
 from llcjax.streamed import pretrained_bank
@@ -126,7 +127,7 @@ def options_from(facts: dict[str, Any]) -> PretrainedSweep:
         raise ValueError(f"the store is of another version of llcjax ({error}); sweep again.") from error
 
 
-def checked_rows(path: Path, config: DecoderConfig, length: int, most: int | None) -> np.ndarray:
+def checked_rows(path: Path, config: DecoderConfig | AttentionOnlyConfig, length: int, most: int | None) -> np.ndarray:
     """Sequences of token ids that a model knows.
 
     Raises:
