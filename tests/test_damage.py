@@ -67,7 +67,7 @@ def test_a_broken_chunk_is_drawn_again_and_no_other(stored, tmp_path, file, how)
     # A count that is gone is a group that was not begun; all others are told.
     told = [str(one.message) for one in said if "1 chunks of" in str(one.message)]
     assert (told and file in told[0]) or (how == "gone" and file.startswith("num_draws_done"))
-    assert untouched.stat().st_mtime_ns == before 
+    assert untouched.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

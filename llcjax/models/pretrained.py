@@ -6,7 +6,6 @@ are cut, kernels are turned to (inputs, outputs), and names become those of `llc
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from llcjax import trees
+from llcjax import checks, trees
 from llcjax.models import llama2c
-from llcjax.models.decoder import DecoderConfig, Pretrained
+from llcjax.models.decoder import DecoderConfig, Pretrained, check_numbers
 from llcjax.types import Params
+from llcjax.untrusted import read_json, reason
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -35,7 +35,7 @@ def load_pretrained(path: Path | str) -> Pretrained:
     Raises:
         ValueError: something is missing or does not fit; the sentence names the tensor, the shape and the file.
     """
-    path = Path(path)
+    path = checks.path("model", path)
     if path.is_file() and path.suffix == ".bin":
         return llama2c.read(path)
     config = read_config(path)
@@ -52,6 +52,8 @@ def read_config(path: Path | str) -> DecoderConfig:
         return LAYOUTS[kind].config(facts)
     except KeyError as error:
         raise ValueError(f"{path / 'config.json'} lacks {error} of a {kind} model; add it.") from None
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path / 'config.json'} has a value of the wrong type ({reason(error)}).") from None
 
 
 def read_params(path: Path | str, config: DecoderConfig) -> Params:
@@ -89,7 +91,7 @@ class Tensors:
                 opened = safe_open(path, framework="numpy")
                 self.files.update(dict.fromkeys(opened.keys(), (path, opened)))  # no mapping
             except Exception as error:  # safetensors has its own error type, not exported by older releases
-                raise ValueError(f"{path} is no readable .safetensors file ({error}).") from error
+                raise ValueError(f"{path} is no readable .safetensors file ({reason(error)}).") from error
 
     def __contains__(self, name: str) -> bool:
         return self._found(name) is not None
@@ -109,9 +111,11 @@ class Tensors:
             raise ValueError(f"the tensor {found!r} of {path} has shape {held}, but the config asks for {shape}.")
         try:
             return np.asarray(opened.get_tensor(found)).astype(np.float32)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # safetensors has its own error type, not exported by older releases
             kind = opened.get_slice(found).get_dtype()
-            raise ValueError(f"the tensor {found!r} of shape {shape} in {path} has type {kind} ({error}).") from error
+            raise ValueError(
+                f"the tensor {found!r} of shape {shape} in {path} has type {kind} ({reason(error)})."
+            ) from error
 
     def _found(self, name: str) -> str | None:
         # Files of the bare model leave the prefix out.
@@ -129,18 +133,20 @@ class Layout(NamedTuple):
 def _facts(folder: Path) -> tuple[dict[str, Any], str]:
     file = folder / "config.json"
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); give a Hugging Face folder or a llama2.c .bin.") from None
+        facts = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({reason(error)}); give a Hugging Face folder or a llama2.c .bin."
+        ) from None
     kind = facts.get("model_type")
-    if kind not in LAYOUTS:
-        raise ValueError(f"{file} has model_type {kind!r}; llcjax reads {', '.join(LAYOUTS)}.")
+    if not isinstance(kind, str) or kind not in LAYOUTS:
+        raise ValueError(f"{file} has model_type {kind!r:.100}; llcjax reads {', '.join(LAYOUTS)}.")
     return facts, kind
 
 
 def _activation(name: str) -> Any:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"the activation {name!r} is unknown; llcjax has {', '.join(ACTIVATIONS)}.")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"the activation {name!r:.100} is unknown; llcjax has {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
@@ -288,6 +294,7 @@ def _llama3_frequencies(rope: Mapping[str, Any], base: float, width: int) -> tup
     """Frequencies of Llama 3.1: slow ones divided by `factor`, a smooth step between (its reference code)."""
     if rope.get("rope_type", rope.get("type", "default")) != "llama3":
         return _plain_rope(rope)
+    check_numbers(head_width=width)
     frequencies = base ** (-np.arange(width // 2) * 2 / width)
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
