@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -18,9 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Int
 
-from llcjax import show, trees
+from llcjax import checks, show, trees
 from llcjax.output_folder import write_text
 from llcjax.types import Params
+from llcjax.untrusted import check_expansion, read_json, reason, stored_bytes
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 """In the name of a folder that orbax has not finished, and moves to its place when it has."""
@@ -48,7 +50,7 @@ class CheckpointBank:
         Raises:
             ValueError: no checkpoints, steps that are not strictly increasing, or unequal lengths.
         """
-        steps = np.asarray(self.steps, np.int64)
+        steps = _whole_numbers(self.steps)
         object.__setattr__(self, "steps", steps)
         if steps.ndim != 1 or steps.size == 0:
             raise ValueError("the bank has no checkpoints; give at least one step and its parameters.")
@@ -62,6 +64,13 @@ class CheckpointBank:
         size = trees.leading_size(self.params, "the bank")
         if size != steps.size:
             raise ValueError(f"the bank has {size} checkpoints but {steps.size} steps; give one step each.")
+        for name in ("config", "metrics"):
+            checks.instance(f"{name} of the bank", getattr(self, name), dict, "a dict by name")
+        for name, values in self.metrics.items():
+            if np.shape(values)[:1] != steps.shape:
+                raise ValueError(
+                    f"the metric {name!r} of the bank has shape {np.shape(values)}; give one a checkpoint."
+                )
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -121,6 +130,14 @@ class CheckpointBank:
         return digest.hexdigest()[:16]
 
 
+def _whole_numbers(steps: Any) -> np.ndarray:
+    array = np.asarray(steps)
+    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.floor(array)).all()))
+    if not whole or (array.size and not array.max() < 2**63):
+        raise ValueError(f"the bank's steps must be whole numbers below 2**63, but are {array!r:.100}.")
+    return array.astype(np.int64)
+
+
 def _as_float32(path: Any, leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -161,14 +178,14 @@ def load_bank(path: Path | str) -> CheckpointBank:
     Raises:
         ValueError: the folder holds no bank, or one that is not what was saved.
     """
-    path = Path(path).absolute()
+    path = checks.path("path", path).absolute()
     try:
-        facts = json.loads((path / "bank.json").read_text(encoding="utf-8"))
+        facts = read_json(path / "bank.json")
         steps, config = np.asarray(facts["steps"]), facts["config"]
         metrics = {name: np.asarray(values) for name, values in facts["metrics"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} holds no bank of checkpoints ({type(error).__name__}: {error}); make one with `llcjax train`."
+            f"{path} holds no bank of checkpoints ({reason(error)}); make one with `llcjax train`."
         ) from error
     bank = CheckpointBank(params=restore_tree(path / "params"), steps=steps, config=config, metrics=metrics)
     if facts.get("fingerprint", held := bank.fingerprint()) != held:
@@ -214,10 +231,15 @@ def restore_tree(path: Path) -> Any:
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
         with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
             shapes = checkpointer.metadata(path).item_metadata.tree
+            check_expansion("it", stored_bytes(path), sum(map(_bytes_of, jax.tree.leaves(shapes))))
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
             return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     except Exception as error:  # orbax raises a different type for each way in which a folder can be broken
-        raise ValueError(f"{path} is no readable orbax checkpoint ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{path} is no readable orbax checkpoint ({reason(error)}).") from error
+
+
+def _bytes_of(leaf: Any) -> int:
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize if hasattr(leaf, "shape") else 0
 
 
 def import_bank(folder: Path | str) -> CheckpointBank:
@@ -230,7 +252,7 @@ def import_bank(folder: Path | str) -> CheckpointBank:
     Raises:
         ValueError: no checkpoint found, two of one step, or parameters of unequal names or shapes.
     """
-    folder = Path(folder)
+    folder = checks.path("folder", folder)
     if is_bank(folder):
         return load_bank(folder)
     found = sorted((step, path, read) for path, read in _readers(folder) if (step := _step_in(path)) is not None)
@@ -268,9 +290,10 @@ def _orbax_item(path: Path) -> Path | None:
 def _read_npz(path: Path) -> Params:
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            check_expansion("it", path.stat().st_size, sum(member.file_size for member in arrays.zip.infolist()))
             return _nested({name: arrays[name] for name in arrays.files})
     except Exception as error:  # numpy and zipfile raise many types on broken files
-        raise ValueError(f"{path} is no readable .npz file ({error}).") from error
+        raise ValueError(f"{path} is no readable .npz file ({reason(error)}).") from error
 
 
 def _read_safetensors(path: Path) -> Params:
@@ -281,7 +304,7 @@ def _read_safetensors(path: Path) -> Params:
     try:
         return _nested(load_file(path))
     except Exception as error:  # safetensors has its own error type, not exported by older releases
-        raise ValueError(f"{path} is no readable .safetensors file ({error}).") from error
+        raise ValueError(f"{path} is no readable .safetensors file ({reason(error)}).") from error
 
 
 def _nested(flat: dict[str, np.ndarray]) -> Params:

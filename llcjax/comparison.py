@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from llcjax.estimators import BLOCK
+from llcjax.estimators import BLOCK, check_sweep
 
 
 class Difference(NamedTuple):
@@ -36,6 +36,8 @@ def compare_sweeps(one: xr.Dataset, other: xr.Dataset) -> tuple[Difference, ...]
     Raises:
         ValueError: the two hold different arrays, checkpoints, settings or numbers of chains or draws.
     """
+    check_sweep(one)
+    check_sweep(other)
     if unequal := sorted(set(one.variables) ^ set(other.variables), key=str):
         raise ValueError(f"only one of the two sweeps holds {unequal[0]!r}: they recorded different things.")
     for name in one.coords:

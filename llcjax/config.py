@@ -11,11 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llcjax.keys import Common
+from llcjax import checks
+from llcjax.keys import LARGEST_SEED, Common
 from llcjax.samplers import DECAYING, SAMPLERS, sampler_options
 
 Baseline = Literal["paired", "dataset"]
 Precision = Literal["highest", "tf32", "bf16"]
+MOST_SETTINGS = 10**6
+"""Largest grid of a sweep."""
+MOST_LEAPS = 10**4
+"""Most leapfrog steps of one HMC trajectory."""
+_MAY_BE_NONE = ("batch_size", "num_baseline_batches", "runs_per_launch", "microbatch_size", "chains_at_once")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +112,13 @@ class SweepConfig:
             value = getattr(self, name)
             try:
                 values = tuple(float(one) for one in np.atleast_1d(value))
-            except (TypeError, ValueError):
-                raise ValueError(f"{name}={value!r} is no number; give one number or several.") from None
+            except (TypeError, ValueError, OverflowError):
+                raise ValueError(f"{name}={checks.shown(value)} is no number; give one number or several.") from None
             object.__setattr__(self, name, values)
         _check_choices(self)
-        _check_hyperparameters(self)
         _check_counts(self)
+        _check_hyperparameters(self)
+        _check_sampler(self)
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -121,21 +128,24 @@ class SweepConfig:
 
 
 def _check_hyperparameters(config: SweepConfig) -> None:
-    for name, least in (("n_beta", ", 0 or more"), ("localization", ", 0 or more"), ("step_size", " above 0")):
+    for name, least in (("n_beta", None), ("localization", None), ("step_size", 0.0)):
         values = getattr(config, name)
         if not values:
             raise ValueError(f"{name} is empty; give at least one number.")
+        words = "a finite number, 0 or more" if least is None else "a finite number above 0"
         for value in values:
-            if not math.isfinite(value) or value < 0 or (name == "step_size" and value == 0):
-                raise ValueError(f"{name}={value:g} must be a finite number{least}.")
-    if not (math.isfinite(config.weight_decay) and config.weight_decay >= 0):
-        raise ValueError(f"weight_decay={config.weight_decay:g} must be a finite number, 0 or more.")
-    if config.box is not None and not 0 < config.box < math.inf:
-        raise ValueError(f"box={config.box:g} must be a finite number above 0; none leaves the parameters free.")
-    if not 0 <= config.step_size_decay <= 1:
-        raise ValueError(f"step_size_decay={config.step_size_decay:g} must be between 0 (constant) and 1.")
-    if not 0 < config.step_size_decay_time < math.inf:
-        raise ValueError(f"step_size_decay_time={config.step_size_decay_time:g} must be a finite number above 0.")
+            checks.number(name, value, words, above=least)
+    one = {
+        "weight_decay": checks.number("weight_decay", config.weight_decay),
+        "step_size_decay": checks.number("step_size_decay", config.step_size_decay, "between 0 (constant) and 1"),
+        "step_size_decay_time": checks.number("step_size_decay_time", config.step_size_decay_time, above=0.0),
+    }
+    if one["step_size_decay"] > 1:
+        raise ValueError(f"step_size_decay={one['step_size_decay']:g} must be between 0 (constant) and 1.")
+    if config.box is not None:
+        one["box"] = checks.number("box", config.box, "above 0 and finite; none leaves the parameters free", above=0.0)
+    for name, value in one.items():  # numpy's numbers are no JSON
+        object.__setattr__(config, name, value)
     if (config.init == "prior" or config.num_control_draws) and min(config.localization) == 0:
         raise ValueError(
             "localization=0 has no prior to draw from; "
@@ -144,6 +154,7 @@ def _check_hyperparameters(config: SweepConfig) -> None:
 
 
 def _check_counts(config: SweepConfig) -> None:
+    """Checks counts, and keeps numpy's as whole numbers of Python, as JSON knows those alone."""
     least = {
         "num_chains": 1,
         "num_draws": 1,
@@ -160,12 +171,20 @@ def _check_counts(config: SweepConfig) -> None:
         "microbatch_size": 1,
         "devices_per_run": 1,
         "chains_at_once": 1,
-        "seed": 0,
     }
     for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and (not isinstance(value, int) or value < bound):
-            raise ValueError(f"{name}={value!r} must be a whole number of at least {bound}.")
+        if (value := getattr(config, name)) is not None or name not in _MAY_BE_NONE:
+            object.__setattr__(config, name, checks.count(name, value, bound))
+    object.__setattr__(config, "seed", checks.count("seed", config.seed, 0, LARGEST_SEED))
+    steps = config.num_burnin_steps + config.num_draws * config.num_steps_between_draws
+    if steps > checks.MOST:
+        raise ValueError(
+            f"a chain of {steps:,} steps (burn-in, and num_draws times num_steps_between_draws) is too long; "
+            f"it must have at most {checks.MOST:,}."
+        )
+    settings = math.prod(len(getattr(config, name)) for name in ("n_beta", "localization", "step_size"))
+    if settings > MOST_SETTINGS:
+        raise ValueError(f"the grid has {settings:,} settings; give at most {MOST_SETTINGS:,}.")
 
 
 def _check_choices(config: SweepConfig) -> None:
@@ -178,8 +197,12 @@ def _check_choices(config: SweepConfig) -> None:
         "precision": ("highest", "tf32", "bf16"),
     }
     for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        checks.one_of(name, getattr(config, name), allowed)
+    for name in ("acceptance_on_all_data", "per_position"):
+        object.__setattr__(config, name, checks.flag(name, getattr(config, name)))
+
+
+def _check_sampler(config: SweepConfig) -> None:
     if config.acceptance_every and config.sampler != "sgld":
         raise ValueError(
             f"acceptance_every={config.acceptance_every} is for sgld; {config.sampler} makes other moves; set it to 0."
@@ -194,12 +217,24 @@ def _check_choices(config: SweepConfig) -> None:
             f"box={config.box:g} does not go with sgnht, whose momentum it would not turn; set it to none."
         )
     options = sampler_options(config.sampler)
+    checks.instance("sampler_options", config.sampler_options, dict, "a dict of numbers by name")
     for name in config.sampler_options:
         if name not in options:
             raise ValueError(
-                f"sampler_options has {name!r}, which {config.sampler} does not know; "
+                f"sampler_options has {checks.shown(name)}, which {config.sampler} does not know; "
                 f"its options are: {', '.join(options) or 'none'}."
             )
+    numbers = {name: _option(name, value) for name, value in config.sampler_options.items()}
+    object.__setattr__(config, "sampler_options", numbers)
+
+
+def _option(name: str, value: Any) -> float:
+    named = f"sampler_options[{name!r}]"
+    if name == "num_leapfrog_steps":
+        return checks.count(named, value, 1, MOST_LEAPS)
+    if name in ("decay", "momentum") and checks.number(named, value, "from 0 to below 1") >= 1:
+        raise ValueError(f"{named}={value:g} must be from 0 to below 1.")
+    return checks.number(named, value)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from llcjax import checks
 from llcjax.config import SweepConfig, as_dict
+from llcjax.untrusted import read_json, reason
 
 
 def save_sweep_config(config: SweepConfig, path: Path | str) -> Path:
@@ -36,18 +38,20 @@ def load_sweep_config(path: Path | str, default: SweepConfig | None = None) -> S
         >>> load_sweep_config(path).step_size
         (2e-05,)
     """
+    checks.path("config", path)
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"config={path} cannot be read as JSON ({error}); `llcjax calibrate` writes one.") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"config={path} holds no JSON object; give one whose keys are fields of the sweep.")
+        values = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"config={path} cannot be read as JSON ({reason(error)}); give an object whose keys are fields of the "
+            "sweep, as `llcjax calibrate` writes it."
+        ) from None
     hints = typing.get_type_hints(SweepConfig)
     for name, value in values.items():
         if name not in hints:
             raise ValueError(f"config={path} has the unknown field {name!r}; fields are: {', '.join(hints)}.")
         if not _fits(value, hints[name]):
-            raise ValueError(f"config={path} has {name}={value!r}, which is not {_words(hints[name])}.")
+            raise ValueError(f"config={path} has {name}={value!r:.200}, which is not {_words(hints[name])}.")
     try:
         return dataclasses.replace(default or SweepConfig(), **values)
     except ValueError as error:

@@ -7,6 +7,9 @@ from os import PathLike
 
 import numpy as np
 
+from llcjax import checks
+from llcjax.untrusted import reason
+
 
 def read_curve(
     path: str | PathLike[str], value: str = "llc"
@@ -27,15 +30,17 @@ def read_curve(
     Raises:
         ValueError: If the file cannot be read, or lacks a column, or holds text where a number belongs.
     """
+    checks.path("path", path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as CSV ({error}); give a file with a header.") from error
+        raise ValueError(f"{path} cannot be read as CSV ({reason(error)}); give a file with a header.") from error
     header = list(rows[0]) if rows else []
     for name in ("step", value):
         if name not in header:
-            raise ValueError(f"{path} has no column {name!r} (it has {header}); name one that is there.")
+            held = ", ".join(map(str, header[:20]))
+            raise ValueError(f"{path} has no column {name!r} (it has {held:.300}); name one that is there.")
     stderr = [name for name in (f"{value}_stderr", "stderr") if name in header]
     loss = [name for name in ("loss", "test_loss", "test_mse") if name in header and name != value]
     return (
@@ -51,4 +56,4 @@ def _column(rows: list[dict[str, str]], name: str, path: str | PathLike[str]) ->
     try:
         return np.array([float(row[name]) for row in rows])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds an entry of column {name!r} that is not a number: {error}.") from error
+        raise ValueError(f"{path} holds an entry of column {name!r} that is not a number: {reason(error)}.") from error

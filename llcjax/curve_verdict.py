@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from llcjax import checks
 from llcjax.verdicts import VERDICTS, Verdict
 
 GOOD, FAIR = 0.9, 0.5
@@ -52,6 +53,11 @@ def loss_copy(curve: xr.Dataset, *, tolerance: float = 0.03) -> LossCopy | None:
         The stretch over which the loss changes most, or None: it must hold at least 5 checkpoints and a tenth of the
         range of the loss.
     """
+    checks.number("tolerance", tolerance)
+    checks.instance("curve", curve, xr.Dataset, "what llcjax.estimates returns, at one setting")
+    needed = ("llc", "init_loss", "mean_loss", "n_beta")
+    if lacking := [name for name in needed if name not in curve or "setting" in curve[name].dims]:
+        raise ValueError(f"curve has no {lacking[0]} of one setting; give the estimates of one, .isel(setting=0).")
     curve = curve.isel(checkpoint=np.isfinite(curve["llc"].values)).sortby("checkpoint")
     loss, llc, n_beta = curve["init_loss"].values, curve["llc"].values, float(curve["n_beta"])
     sampled = curve["mean_loss"].values
@@ -103,6 +109,9 @@ def curve_verdict(curve: xr.Dataset) -> Verdict:
         A name and a sentence. `good`: nine in ten estimates are ok, and no stretch of the curve copies the loss
         (`loss_copy`). `mixed`: half of them are ok. `poor`: fewer.
     """
+    checks.instance("curve", curve, xr.Dataset, "what llcjax.estimates returns, at one setting")
+    if "verdict" not in curve:
+        raise ValueError("curve has no verdict; give what llcjax.estimates returns, at one setting.")
     curve = curve.sortby("checkpoint")
     verdicts = curve["verdict"].values.astype(str)
     ok, copied = verdicts == "ok", loss_copy(curve)

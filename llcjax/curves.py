@@ -15,11 +15,13 @@ import jax
 import numpy as np
 from scipy.optimize import minimize
 
+from llcjax import checks
 from llcjax.correlation import CurveErrors, measured_errors
 from llcjax.curve_process import objective, predict_all
 
 BAND = 0.90  # probability inside every band and interval of this module and of llcjax.stages
 _NORMAL_95 = 1.6448536269514722  # a 90% band is the mean -+ this many standard deviations
+LARGEST = 1e100
 _NUM_HYPER = 16  # hyperparameter draws; the curve draws are shared out between them
 _DIFFERENCE = 1e-4  # of hyperparameters, between the gradients that give the Hessian
 
@@ -108,7 +110,8 @@ def check_curve(
         ValueError: If the arrays do not make a curve; the sentence names the argument.
     """
     given = {"step": step, "value": value, "stderr": stderr, "loss": loss}
-    arrays = {name: np.asarray(array, dtype=np.float64) for name, array in given.items() if array is not None}
+    needed = ("step", "value")
+    arrays = {name: checks.reals(name, array) for name, array in given.items() if array is not None or name in needed}
     steps = arrays["step"]
     if steps.ndim != 1 or steps.size < 5:
         raise ValueError(f"step has shape {steps.shape}; give one dimension, at least 5 checkpoints.")
@@ -117,6 +120,11 @@ def check_curve(
             raise ValueError(f"{name} has shape {array.shape} and step {steps.shape}; give one a step.")
         if bad := int(np.sum(~np.isfinite(array))):
             raise ValueError(f"{name} has {bad} NaN or infinite entries; remove those checkpoints first.")
+    for name, array in arrays.items():
+        if not np.abs(array).max() <= LARGEST:  # squares are taken
+            raise ValueError(
+                f"{name} holds {np.abs(array).max():.3g}; give it in a unit with values below {LARGEST:g}."
+            )
     if steps.min() < 0:
         raise ValueError(f"step contains {steps.min():g}; training steps must be 0 or larger.")
     order = np.argsort(steps, kind="stable")

@@ -46,11 +46,36 @@ def data_source(data: Any) -> DataSource:
         return DataSource((), None, None)
     if callable(data):
         return DataSource((), data, None)
-    arrays = jax.tree.map(jnp.asarray, data)
+    arrays = jax.tree_util.tree_map_with_path(_on_device, data)
     size = trees.leading_size(arrays, "data")
     if size == 0:
         raise ValueError("data has 0 examples; give at least one.")
     return DataSource(arrays, None, size)
+
+
+def _on_device(path: Any, leaf: Any) -> Any:
+    """An array of numbers that a device holds as they are: jax would wrap large whole numbers without a word.
+
+    Raises:
+        ValueError: something else; the sentence names the place in the data.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf
+    name = f"data at {trees.path_name(path)!r}" if path else "data"
+    try:
+        array = np.asarray(leaf)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name} is no array ({error}); give arrays of numbers.") from None
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise ValueError(f"{name} has type {array.dtype}; give arrays of numbers.")
+    if array.dtype.kind in "iu" and array.size:
+        most = np.iinfo(np.uint32 if array.dtype.kind == "u" else np.int32)
+        if array.min() < most.min or array.max() > most.max:
+            raise ValueError(
+                f"{name} has whole numbers from {array.min():,} to {array.max():,}, but 32 bits hold {most.min:,} to "
+                f"{most.max:,}; give numbers in that range."
+            )
+    return jnp.asarray(array)
 
 
 def check_batch_size(source: DataSource, batch_size: int | None) -> None:
@@ -86,6 +111,13 @@ def example_batch(source: DataSource, batch_size: int | None) -> Batch:
     """Shapes of one batch, without computing it."""
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
     return jax.eval_shape(lambda arrays, key: draw_batch(arrays, source.draw, batch_size, key), source.arrays, key)
+
+
+def some_examples(source: DataSource, count: int = 8) -> Batch:
+    """A few examples: the first of arrays, or a batch of a function."""
+    if source.draw is not None:
+        return source.draw(jax.random.key(0, impl="threefry2x32"))
+    return trees.take(source.arrays, np.s_[:count])
 
 
 def dataset_loss(loss_fn: LossFn, params: Params, arrays: Any, block: int | None) -> Loss:

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from llcjax import checks
 from llcjax.estimators import excess_loss, kept_draws
 from llcjax.observables import PROBE, weighted
 from llcjax.store import save_dataset
 from llcjax.types import CHAIN, DRAW, GROUP
+from llcjax.untrusted import reason
+from llcjax.zarr_metadata import check_zarr
 
 
 def export_devinterp(
@@ -150,12 +153,14 @@ def import_devinterp(path: Path | str) -> xr.Dataset:
     Raises:
         ValueError: the folder holds no such store, or an incomplete one.
     """
+    path = checks.path("path", path)
     try:
+        check_zarr(path)
         store = xr.open_zarr(str(path), consolidated=False, chunks=None).load()
         sampler = store.attrs["metadata"]["config"]["sampler"]
         loss, init = (store[name].astype(np.float64) for name in ("sampling_loss", "init_loss"))
     except Exception as error:  # zarr and xarray raise many types on what is no store
-        raise ValueError(f"{path} is no store of devinterp 2.0 ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{path} is no store of devinterp 2.0 ({reason(error)}).") from error
     if store.attrs.get("completed") != 1:
         raise ValueError(f"{path} was not completed by devinterp; sample again.")
     trace = loss.mean(["batch", "token_pos"]).transpose("chain", "draw").values

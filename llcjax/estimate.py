@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from llcjax import show
+from llcjax import checks, show
 from llcjax.checkpoints import bank_of
 from llcjax.config import Baseline, Precision, SweepConfig
 from llcjax.data import data_source
@@ -141,12 +141,18 @@ def estimate_llc(
         >>> abs(r.llc - 1.0) < 0.15, r.verdict.name
         (True, 'ok')
     """
+    if isinstance(n_beta, str) and n_beta != "auto":
+        raise ValueError(f"n_beta={n_beta!r} must be a number or 'auto'.")
+    for name, value in (("localization", localization), ("step_size", step_size)):
+        checks.number(name, value)
+    if sampler_options is not None:
+        checks.instance("sampler_options", sampler_options, dict, "a dict of numbers by name")
     config = SweepConfig(
         sampler=sampler,
         sampler_options=sampler_options or {},
         step_size_decay=step_size_decay,
         step_size_decay_time=step_size_decay_time,
-        n_beta=(auto_n_beta(data) if n_beta == "auto" else n_beta,),
+        n_beta=(auto_n_beta(data) if isinstance(n_beta, str) else checks.number("n_beta", n_beta),),
         localization=(localization,),
         step_size=(step_size,),
         num_chains=num_chains,

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import scipy.stats
 import xarray as xr
 from jaxtyping import Float
 
-from llcjax import diagnostics, verdicts
+from llcjax import checks, diagnostics, verdicts
 from llcjax.types import CHAIN, DRAW, GROUP
 
 CONFIDENCE = 0.95
@@ -31,11 +32,29 @@ def excess_loss(sweep: xr.Dataset, suffix: str = "") -> xr.DataArray:
     Raises:
         ValueError: the sweep did not record positions.
     """
+    checks.instance("sweep", sweep, xr.Dataset, "what llcjax.sweep or llcjax.open_sweep returns")
+    if not suffix and "loss" not in sweep:
+        raise ValueError("sweep has no loss; give what llcjax.sweep or llcjax.open_sweep returns.")
     if f"loss{suffix}" not in sweep:
         raise ValueError("the sweep recorded no losses of positions; sweep with per_position=True.")
     paired = f"baseline_loss{suffix}"
     baseline = sweep[paired] if paired in sweep else sweep[f"init_loss{suffix}"]
     return sweep[f"loss{suffix}"] - baseline
+
+
+def check_sweep(sweep: Any) -> None:
+    """Refuses what is no sweep.
+
+    Raises:
+        ValueError: the sentence names what it lacks.
+    """
+    checks.instance("sweep", sweep, xr.Dataset, "what llcjax.sweep or llcjax.open_sweep returns")
+    needed = {"loss", "num_draws_done", "first_nonfinite_step", "draw", "n_beta", "localization", "step_size"}
+    if lacking := sorted(needed - set(map(str, sweep.variables))):
+        raise ValueError(f"sweep has no {lacking[0]}; give what llcjax.sweep or llcjax.open_sweep returns.")
+    wanted = ("checkpoint", "setting", "chain", "draw")
+    if set(sweep["loss"].dims) != set(wanted) or 0 in sweep["loss"].shape:
+        raise ValueError(f"sweep has a loss of sizes {dict(sweep['loss'].sizes)}; it needs {', '.join(wanted)}.")
 
 
 def kept_draws(sweep: xr.Dataset, num_burnin_steps: int | None = None, thin: int = 1) -> np.ndarray:
@@ -49,11 +68,9 @@ def kept_draws(sweep: xr.Dataset, num_burnin_steps: int | None = None, thin: int
     Raises:
         ValueError: no draws would be left, or a number below its least value.
     """
-    burnin = int(sweep.attrs["num_burnin_steps"]) if num_burnin_steps is None else num_burnin_steps
-    if burnin < 0 or thin < 1:
-        raise ValueError(
-            f"num_burnin_steps={burnin}, thin={thin}: give a burn-in of at least 0 and thin of at least 1."
-        )
+    check_sweep(sweep)
+    burnin = sweep.attrs.get("num_burnin_steps", 0) if num_burnin_steps is None else num_burnin_steps
+    burnin, thin = checks.count("num_burnin_steps", burnin, 0), checks.count("thin", thin, 1)
     kept = np.flatnonzero(sweep["draw"].values >= burnin)[::thin]
     if kept.size < 1:
         last = int(sweep["draw"].values[-1])
@@ -227,6 +244,7 @@ def wbic(sweep: xr.Dataset, *, num_burnin_steps: int | None = None, log_likeliho
         raise ValueError(
             "WBIC needs a loss that is a negative log-likelihood; squared error is one only after scaling."
         )
+    check_sweep(sweep)
     if "num_examples" not in sweep.attrs:
         raise ValueError("WBIC needs a number of examples n; sweep over arrays, not over a function.")
     size = int(sweep.attrs["num_examples"])

@@ -15,8 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from llcjax.estimators import estimates, excess_loss, kept_draws
+from llcjax import checks
+from llcjax.estimators import check_sweep, estimates, excess_loss, kept_draws
 from llcjax.types import CHAIN, GROUP
+
+MOST_NODES = 1000
 
 
 class Rule(NamedTuple):
@@ -47,11 +50,9 @@ def integration_rule(n_beta: float, num_nodes: int = 8, power: float = 4.0) -> R
         >>> round(energy, 3), round(0.5 * float(np.log(1 + 1000.0 * 9.0 / 20.0)), 3)
         (3.056, 3.056)
     """
-    if not n_beta > 0 or num_nodes < 2 or power < 1:
-        raise ValueError(
-            f"n_beta={n_beta:g}, num_nodes={num_nodes}, power={power:g}: give n_beta above 0, at least 2 nodes and a "
-            "power of at least 1."
-        )
+    checks.number("n_beta", n_beta, "a finite number above 0", above=0.0)
+    checks.count("num_nodes", num_nodes, 2, MOST_NODES)
+    checks.number("power", power, "a number of at least 1", least=1.0)
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     u = (nodes + 1) / 2
     at, share = n_beta * u**power, weights / 2 * n_beta * power * u ** (power - 1)
@@ -74,6 +75,7 @@ def free_energy(sweep: xr.Dataset, rule: Rule, *, num_burnin_steps: int | None =
     Raises:
         ValueError: an n_beta of the rule that the sweep lacks.
     """
+    checks.instance("rule", rule, Rule, "what integration_rule returns")
     kept = kept_draws(sweep, num_burnin_steps)
     excess = excess_loss(sweep.isel(draw=kept)).mean("draw", skipna=False).transpose(*CHAIN).values.astype(float)
     usable = (sweep["first_nonfinite_step"].transpose(*CHAIN).values < 0) & np.isfinite(excess)
@@ -121,6 +123,7 @@ def temperature_curve(sweep: xr.Dataset, *, num_burnin_steps: int | None = None)
     Raises:
         ValueError: fewer than two values of n_beta.
     """
+    check_sweep(sweep)
     if np.unique(sweep["n_beta"].values).size < 2:
         raise ValueError("a curve against n_beta needs at least two values of it; sweep with several.")
     table = estimates(sweep, num_burnin_steps=num_burnin_steps)

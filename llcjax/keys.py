@@ -16,10 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from llcjax.checks import shown
 from llcjax.types import PRNGKey
 
 Common = Literal["all", "batches", "none"]
 Purpose = Literal["batch", "noise", "init", "baseline", "control"]
+
+LARGEST_SEED = 2**32 - 1
+"""Seeds beyond would give the keys of smaller ones: jax takes 32 bits of them."""
 
 _PURPOSES: dict[str, int] = {"batch": 0, "noise": 1, "init": 2, "baseline": 3, "control": 4}
 
@@ -34,6 +38,8 @@ def as_key(key: PRNGKey | int) -> PRNGKey:
         ValueError: not an integer and not one jax key.
     """
     if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+        if not 0 <= key <= LARGEST_SEED:
+            raise ValueError(f"key={key} must be a seed from 0 to {LARGEST_SEED:,}.")
         return jax.random.key(int(key), impl="threefry2x32")
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
         if str(jax.random.key_impl(key)) != "threefry2x32":
@@ -43,7 +49,7 @@ def as_key(key: PRNGKey | int) -> PRNGKey:
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
         return jax.random.wrap_key_data(key, impl="threefry2x32")
-    raise ValueError(f"key={key!r} is neither a seed nor one jax key; pass jax.random.key(0).")
+    raise ValueError(f"key={shown(key)} is neither a seed nor one jax key; pass jax.random.key(0).")
 
 
 def depends_on_checkpoint(common: Common, purpose: Purpose) -> bool:

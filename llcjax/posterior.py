@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from llcjax.types import Batch, LossFn, Params
+from llcjax.untrusted import reason
 
 
 class Loss(NamedTuple):
@@ -79,12 +80,21 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
         ValueError: the loss does not return a scalar, `(batch,)` or `(batch, position)` losses, or
             `(losses, weights)` of equal shape.
     """
-    output = jax.eval_shape(loss_fn, params, batch)
+    try:
+        output = jax.eval_shape(loss_fn, params, batch)
+    except Exception as error:  # of whatever type the loss raises
+        raise ValueError(
+            f"loss_fn fails on these parameters and a batch of {batch_size_of(batch)} ({reason(error)}); "
+            "try loss_fn(params, batch) by itself."
+        ) from error
     parts = output if isinstance(output, tuple) else (output,)
     if len(parts) > 2 or not all(hasattr(part, "shape") for part in parts):
         raise ValueError(
             f"loss_fn returned {jax.tree.structure(output)}; return losses, or (losses, weights) of equal shape."
         )
+    for part in parts:
+        if not (jnp.issubdtype(part.dtype, jnp.floating) or jnp.issubdtype(part.dtype, jnp.integer)):
+            raise ValueError(f"loss_fn returned numbers of type {part.dtype}; return real losses.")
     shapes = [part.shape for part in parts]
     size = batch_size_of(batch)
     per_example = 1 <= len(shapes[0]) <= 2 and shapes[0][0] == size
@@ -95,6 +105,32 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
             "or (losses, weights) of equal shape."
         )
     return len(shapes[0]) == 2
+
+
+def check_mean(loss_fn: LossFn, params: Params, batch: Batch) -> None:
+    """Refuses a scalar loss that adds its batch up: its LLC would be that of the mean times the size of the batch.
+
+    Args:
+        loss_fn: the loss; one that returns losses of examples has its mean taken here, and passes.
+        params: parameters.
+        batch: a few examples, of which the loss is computed once and with each of them twice.
+
+    Raises:
+        ValueError: the loss is doubled by twice the same examples.
+    """
+    output = jax.eval_shape(loss_fn, params, batch)
+    if isinstance(output, tuple) or output.ndim or not jax.tree.leaves(batch):
+        return
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), batch)
+    try:
+        one, two = (float(jax.jit(loss_fn)(params, part)) for part in (batch, twice))
+    except (TypeError, ValueError):  # it takes batches of one size alone, so nothing can be told
+        return
+    if np.isclose(two, 2 * one, rtol=1e-3, atol=0) and not np.isclose(two, one, rtol=0.1, atol=0):
+        raise ValueError(
+            f"loss_fn returned {one:.4g} on {batch_size_of(batch)} examples and {two:.4g} on the same ones twice: it "
+            "adds them up; return their mean, or one loss an example."
+        )
 
 
 class LocalPosterior(NamedTuple):

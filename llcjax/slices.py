@@ -124,7 +124,7 @@ def check_mask(mask: Mask, params: Params, name: str = "mask") -> list[np.ndarra
     """
     try:
         full = jax.tree.map(lambda keep, leaf: np.broadcast_to(np.asarray(keep, bool), np.shape(leaf)), mask, params)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{name} does not fit the parameters ({error}); give one boolean, or array, a leaf."
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from llcjax import show
+from llcjax import checks, show
 from llcjax.boundaries import Boundary, CriticalPoint, Plateau, boundary_at, critical_points, find_plateaus
 from llcjax.correlation import curve_errors, error_covariance
 from llcjax.curve_csv import read_curve
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 _RELATIVE_TOLERANCE = 0.05  # of the largest |slope|: 7.5 on the published curve, whose authors took 8
+MOST_POINTS = 10**5
+"""Most points of the grid, and most posterior draws."""
 _PAPER_TOLERANCE = 8.0  # their value for the regression curves; the language model had 0.25
 
 
@@ -158,7 +160,7 @@ def find_stages(
     Raises:
         ValueError: If the input is not a curve or an option is out of range.
     """
-    _check_options(method, tolerance, min_width, probability, num_grid)
+    _check_options(method, tolerance, min_width, probability, num_grid, num_draws, seed)
     steps, values, _, losses, _ = check_curve(step, value, stderr, loss)
     if method == "paper":
         return _paper_stages(steps, values, losses, _PAPER_TOLERANCE if tolerance is None else tolerance)
@@ -178,17 +180,18 @@ def find_stages(
     )
 
 
-def _check_options(method: str, tolerance: float | None, min_width: float, probability: float, num_grid: int) -> None:
-    if method not in ("gp", "paper"):
-        raise ValueError(f"method is {method!r}; choose 'gp' or 'paper'.")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; give a positive slope per e-fold of step + 1, or None.")
-    if not min_width >= 0:
-        raise ValueError(f"min_width is {min_width}; give 0 or a positive number of e-folds of step + 1.")
-    if not 0 < probability < 1:
-        raise ValueError(f"probability is {probability}; give a number between 0 and 1.")
-    if num_grid < 50:
-        raise ValueError(f"num_grid is {num_grid}; give at least 50 grid points.")
+def _check_options(
+    method: str, tolerance: float | None, min_width: float, probability: float, num_grid: int, num_draws: int, seed: int
+) -> None:
+    checks.one_of("method", method, ("gp", "paper"))
+    if tolerance is not None:
+        checks.number("tolerance", tolerance, "a positive slope per e-fold of step + 1, or None", above=0.0)
+    checks.number("min_width", min_width, "0 or a positive number of e-folds of step + 1")
+    if not 0 < checks.number("probability", probability, "between 0 and 1") < 1:
+        raise ValueError(f"probability={probability:g} must be between 0 and 1.")
+    checks.count("num_grid", num_grid, 50, MOST_POINTS)
+    checks.count("num_draws", num_draws, 2, MOST_POINTS)
+    checks.count("seed", seed)
 
 
 def _posterior_stages(
@@ -251,6 +254,14 @@ def _paper_stages(steps: np.ndarray, values: np.ndarray, losses: np.ndarray | No
     )
 
 
+def _losses(loss: Any, usable: np.ndarray) -> np.ndarray:
+    """The losses of the usable checkpoints."""
+    losses = checks.reals("loss", loss)
+    if losses.shape != usable.shape:
+        raise ValueError(f"loss has shape {losses.shape}; give one for each of the {usable.size} checkpoints.")
+    return losses[usable]
+
+
 def llc_stages(estimates: xr.Dataset, loss: Any = None, *, setting: int = 0, method: str = "gp") -> Stages:
     """Stages of the LLC curve of a sweep, with the errors that its chains measured.
 
@@ -269,12 +280,17 @@ def llc_stages(estimates: xr.Dataset, loss: Any = None, *, setting: int = 0, met
     Raises:
         ValueError: If fewer than 5 checkpoints are usable.
     """
-    if not 0 <= setting < estimates.sizes["setting"]:
+    checks.instance("estimates", estimates, xr.Dataset, "what llcjax.estimates returns")
+    if lacking := [
+        name for name in ("llc", "llc_stderr", "llc_per_chain", "init_loss", "verdict") if name not in estimates
+    ]:
+        raise ValueError(f"estimates has no {lacking[0]}; give what llcjax.estimates returns.")
+    if checks.count("setting", setting) >= estimates.sizes["setting"]:
         raise ValueError(f"setting={setting} is not in the sweep; choose 0 to {estimates.sizes['setting'] - 1}.")
     curve = estimates.isel(setting=setting)
     usable = np.isfinite(curve["llc"].values) & ~np.isin(curve["verdict"].values, ("failed", "diverged"))
     curve = curve.isel(checkpoint=usable)
-    losses = curve["init_loss"].values if loss is None else np.asarray(loss)[usable]
+    losses = curve["init_loss"].values if loss is None else _losses(loss, usable)
     chains = curve["llc_per_chain"].transpose("chain", "checkpoint").values
     chains = chains[np.isfinite(chains).all(1)]
     steps = curve["checkpoint"].values

@@ -21,13 +21,25 @@ from xarray.core.indexing import LazilyIndexedArray
 from zarr.codecs import ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
+from llcjax import checks
 from llcjax.chunks import ChunkedArray
+from llcjax.store_facts import check_facts
+from llcjax.untrusted import reason
+from llcjax.zarr_metadata import check_zarr
 
 FORMAT = 1
 """Version of the layout."""
 
 _CHUNKS_AT_ONCE = 64
 _CHUNK_NAMES = {"name": "default", "configuration": {"separator": "/"}}
+_DIMS = {
+    "loss": ("checkpoint", "setting", "chain", "draw"),
+    "num_draws_done": ("checkpoint", "setting"),
+    "first_nonfinite_step": ("checkpoint", "setting", "chain"),
+    **{name: (name,) for name in ("checkpoint", "setting", "chain", "draw")},
+    **dict.fromkeys(("n_beta", "localization", "step_size"), ("setting",)),
+}
+"""What every store holds."""
 _CHECKED = ZstdCodec(level=0, checksum=True)
 _WRITE_ALL = {"array.write_empty_chunks": True}
 LONG_NAMES = {
@@ -275,23 +287,32 @@ def open_sweep(path: Path | str) -> xr.Dataset:
     Raises:
         ValueError: the folder holds no sweep, or a corrupt one.
     """
-    return _dataset(_open_group(Path(path), "r"))
+    path = checks.path("path", path)
+    group = _open_group(path, "r")
+    try:
+        return _dataset(group)
+    except Exception as error:  # zarr and xarray raise many types where sizes or coordinates do not fit
+        raise ValueError(f"{path} is a corrupt store ({reason(error)}); run the same sweep again.") from error
 
 
 def _open_group(path: Path, mode: Literal["r", "r+"]) -> zarr.Group:
     try:
-        group = zarr.open_group(str(path), mode=mode)
+        check_zarr(path, lazy="chain")
+        group = zarr.open_group(str(path), mode=mode, zarr_format=3, use_consolidated=False)
         version = group.attrs["llcjax_format"]
-        broken = [name for name, array in group.arrays() if len(_dims(array)) != array.ndim]
+        arrays = dict(group.arrays())
+        broken = [name for name, array in arrays.items() if len(_dims(array)) != array.ndim]
+        broken += [name for name, dims in _DIMS.items() if name in arrays and _dims(arrays[name]) != dims]
     except Exception as error:  # zarr raises many types on missing and on broken metadata
         raise ValueError(
-            f"{path} is no store of a sweep, or a corrupt one ({type(error).__name__}: {error}); run `llcjax sweep`."
+            f"{path} is no store of a sweep, or a corrupt one ({reason(error)}); run `llcjax sweep`."
         ) from error
     if version != FORMAT or broken:
         raise ValueError(f"{path} has store format {version} {broken}, but this llcjax reads {FORMAT}; sweep again.")
-    for needed in ("loss", "num_draws_done", "first_nonfinite_step", "checkpoint"):
+    for needed in _DIMS:
         if needed not in group:
             raise ValueError(f"{path} is a corrupt store: it lacks the array {needed!r}; sweep again.")
+    check_facts(dict(group.attrs), path)
     return group
 
 
@@ -304,19 +325,20 @@ def _dataset(group: zarr.Group) -> xr.Dataset:
     with zarr.config.set({"codec_pipeline.batch_size": _CHUNKS_AT_ONCE}):
         dataset = xr.open_zarr(group.store, consolidated=False, zarr_format=3, chunks=None)
     if isinstance(group.store, LocalStore):
-        direct = {name: _direct(array, group.store.root / name) for name, array in group.arrays() if _is_plain(array)}
+        plain = {name: array for name, array in group.arrays() if name in dataset.data_vars and _is_plain(array)}
+        direct = {name: _direct(array, group.store.root / name) for name, array in plain.items()}
         dataset = dataset.assign({name: (dataset[name].dims, one, dataset[name].attrs) for name, one in direct.items()})
     if "component" in dataset.coords:  # numbers in the store, as zarr 3 has no stable format for text
         names = np.asarray(dataset.attrs["components"])
         dataset = dataset.assign_coords(component=("setting", names[dataset["component"].values]))
+    for coordinate in dataset.coords.values():  # small, and torn ones are to be found here
+        coordinate.variable.load()
     return dataset
 
 
 def _is_plain(array: zarr.Array[Any]) -> bool:
-    """Whether the chunks of an array along draws are laid out as `SweepStore.allocate` does."""
+    """Whether the chunks of an array are laid out as `SweepStore` does."""
     facts = cast("dict[str, Any]", array.metadata.to_dict())
-    if "draw" not in _dims(array)[1:]:
-        return False
     codecs = [(codec["name"], codec.get("configuration", {}).get("endian", "little")) for codec in facts["codecs"]]
     return codecs == [("bytes", "little"), ("zstd", "little")] and facts["chunk_key_encoding"] == _CHUNK_NAMES
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llcjax import trees
+from llcjax import checks, trees
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import fingerprint
 from llcjax.models.decoder import DecoderConfig
@@ -87,6 +87,8 @@ def pretrained_bank(paths: Sequence[Path | str]) -> tuple[DecoderConfig, Streame
     Raises:
         ValueError: none, no step in a name, or models of different sizes.
     """
+    checks.instance("model", paths, (tuple, list), "a list of folders or files")
+    paths = [checks.path("model", path) for path in paths]
     found = sorted((_step(Path(path), alone=len(paths) == 1), Path(path)) for path in paths)
     if not found:
         raise ValueError("model is empty; give at least one folder.")

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from llcjax import _compat, keys, processes
+from llcjax import _compat, checks, keys, processes
+from llcjax.chain import num_recorded
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
 from llcjax.damage import is_whole
-from llcjax.data import DataSource, check_batch_size, data_source, example_batch
+from llcjax.data import DataSource, check_batch_size, data_source, example_batch, some_examples
 from llcjax.job import Job
 from llcjax.launch import run_job
 from llcjax.observables import check_probes
 from llcjax.output_folder import only_run, writing_to
-from llcjax.posterior import batch_size_of, check_loss_shape
+from llcjax.posterior import batch_size_of, check_loss_shape, check_mean
 from llcjax.progress import SweepStats
 from llcjax.samplers import FULL_BATCH
 from llcjax.slices import check_mask, make_components
 from llcjax.store import SweepStore, open_sweep
 from llcjax.sweep_store import prepared_store
 from llcjax.types import LossFn, Observe, Params, PRNGKey
+
+MOST_DRAWS = 10**8
+"""Most recorded draws of a chain: the store has a number for each."""
 
 
 def sweep(
@@ -83,11 +87,12 @@ def sweep(
         OSError: the disk is full or `out` is read-only; what was drawn is kept and the same call goes on.
         Interrupted: Ctrl-C or SIGTERM; what was drawn is in the store and the same call goes on.
     """
+    _check_options(out, chance, attrs, on_chunk, save_every_seconds, progress)
     job = make_job(
         loss_fn,
         bank,
         data,
-        config or SweepConfig(),
+        SweepConfig() if config is None else config,
         key=key,
         mask=mask,
         components=components,
@@ -138,9 +143,22 @@ def make_job(
     """
     if mask is not None and components is not None:
         raise ValueError("mask and components are both given; join the mask into those of the components.")
+    checks.function("loss_fn", loss_fn, "(params, batch) -> losses")
+    checks.instance("bank", bank, CheckpointBank, "a CheckpointBank, such as llcjax.import_bank(folder)")
+    checks.instance("config", config, SweepConfig, "a SweepConfig")
+    if observe is not None:
+        checks.function("observe", observe, "of the parameters")
+    for name, given in (("components", components), ("probes", probes)):
+        if given is not None:
+            checks.instance(name, given, Mapping, "a dict by name")
+    if devices is not None and not (
+        isinstance(devices, (list, tuple)) and devices and all(isinstance(one, jax.Device) for one in devices)
+    ):
+        raise ValueError(f"devices={checks.shown(devices)} must be a list of jax devices; None takes all.")
     source = data_source(data)
     has_positions = _check(loss_fn, bank, source, config)
-    fixed = {name: jax.tree.map(jnp.asarray, batch) for name, batch in (probes or {}).items()}
+    _check_runs(bank, config, len(components or ()))
+    fixed = {name: data_source(batch).arrays for name, batch in (probes or {}).items()}
     check_probes(loss_fn, bank.checkpoint(0), fixed)
     if config.reduce != "none" and observe is None and not fixed:
         raise ValueError(f"reduce={config.reduce!r} has nothing to reduce; give observe or probes, or set it to none.")
@@ -157,6 +175,43 @@ def make_job(
         components=None if components is None else make_components(components, bank.checkpoint(0)),
         probes=fixed,
     )
+
+
+def _check_options(out: Any, chance: Any, attrs: Any, on_chunk: Any, save_every_seconds: Any, progress: Any) -> None:
+    """Refuses options of a sweep that are not of their kind."""
+    if out is not None:
+        checks.path("out", out)
+    if chance is not None:
+        checks.number("chance", chance, "a finite loss", least=-checks.LARGEST)
+    if attrs is not None:
+        checks.instance("attrs", attrs, dict, "a dict of JSON values by name")
+        try:
+            json.dumps(attrs, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"attrs cannot be stored as JSON ({error}); give texts, numbers, lists and dicts."
+            ) from None
+    if on_chunk is not None:
+        checks.function("on_chunk", on_chunk, "of llcjax.progress.SweepStats")
+    checks.number("save_every_seconds", save_every_seconds)
+    checks.flag("progress", progress)
+
+
+def _check_runs(bank: CheckpointBank, config: SweepConfig, num_components: int) -> None:
+    """Refuses counts that would overflow the numbers of runs and draws."""
+    settings = len(config.n_beta) * len(config.localization) * len(config.step_size) * max(num_components, 1)
+    runs = len(bank) * settings * config.num_chains
+    if runs > checks.MOST:
+        raise ValueError(
+            f"{len(bank):,} checkpoints x {settings:,} settings x {config.num_chains:,} chains are {runs:,} runs; "
+            f"sweep at most {checks.MOST:,} at once."
+        )
+    recorded = num_recorded(config.num_draws, config.num_burnin_steps, config.num_steps_between_draws)
+    if recorded > MOST_DRAWS:
+        raise ValueError(
+            f"each chain would record {recorded:,} draws; record at most {MOST_DRAWS:,}, with a larger "
+            "num_steps_between_draws."
+        )
 
 
 def check_data(source: DataSource, config: SweepConfig) -> None:
@@ -203,7 +258,9 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
     size, part = batch_size_of(batch), config.microbatch_size
     if part is not None and size % part and part < size:
         raise ValueError(f"microbatch_size={part} does not divide a batch of {size} examples; choose a divisor.")
-    return check_loss_shape(loss_fn, bank.checkpoint(0), batch)
+    has_positions = check_loss_shape(loss_fn, bank.checkpoint(0), batch)
+    check_mean(loss_fn, bank.checkpoint(int(bank.finite().argmax())), some_examples(source))
+    return has_positions
 
 
 def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:

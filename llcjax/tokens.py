@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-import zarr.errors
 from jaxtyping import Int
+
+from llcjax import checks, untrusted
+from llcjax.zarr_metadata import check_zarr
 
 
 def read_tokens(path: Path | str) -> Int[np.ndarray, ...]:
@@ -30,11 +32,13 @@ def read_tokens(path: Path | str) -> Int[np.ndarray, ...]:
         >>> read_tokens(path).tolist()
         [3, 1, 2]
     """
-    path = Path(path)
+    path = checks.path("tokens", path)
     try:
         tokens = _read(path)
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zarr.errors.BaseZarrError) as error:
-        raise ValueError(f"tokens={path} cannot be read ({error}); give .npy, .u16, .u16.xz or a zarr array.") from None
+    except Exception as error:  # numpy, lzma and zarr raise many types on broken files
+        raise ValueError(
+            f"tokens={path} cannot be read ({untrusted.reason(error)}); give .npy, .u16, .u16.xz or a zarr array."
+        ) from None
     if tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer) or tokens.min() < 0:
         raise ValueError(
             f"tokens={path} holds {tokens.size} values of type {tokens.dtype}; give token ids of 0 or more."
@@ -53,6 +57,14 @@ def token_rows(tokens: Int[np.ndarray, ...], length: int, most: int | None = Non
     Raises:
         ValueError: not one sequence of that length.
     """
+    checks.count("length", length, 1)
+    if most is not None:
+        checks.count("most", most, 1)
+    tokens = np.asarray(tokens)
+    if tokens.dtype.kind not in "iu" or (tokens.size and not -1 < tokens.min() <= tokens.max() <= checks.MOST):
+        raise ValueError(
+            f"tokens of type {tokens.dtype} are no token ids; give whole numbers from 0 to {checks.MOST:,}."
+        )
     if tokens.ndim == 1:
         tokens = tokens[: tokens.size // length * length].reshape(-1, length)
     if tokens.ndim != 2 or tokens.shape[1] < length or len(tokens) == 0:
@@ -62,14 +74,22 @@ def token_rows(tokens: Int[np.ndarray, ...], length: int, most: int | None = Non
 
 def _read(path: Path) -> np.ndarray:
     if path.is_dir():
-        found = zarr.open(path, mode="r")
-        if not isinstance(found, zarr.Array):
-            raise ValueError("a group, not an array")
-        return np.asarray(found[...])
+        check_zarr(path)
+        return np.asarray(zarr.open_array(path, mode="r")[...])
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        # Mapped first, which refuses a file that is shorter than it says.
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     if path.name.endswith(".u16.xz"):
-        return np.frombuffer(lzma.decompress(path.read_bytes()), "<u2")
+        return np.frombuffer(_unpacked(path), "<u2")
     if path.suffix == ".u16":
         return np.frombuffer(path.read_bytes(), "<u2")
     raise ValueError(f"unknown ending {path.suffix!r}")
+
+
+def _unpacked(path: Path) -> bytes:
+    """What an .xz file holds, no more of it than is trusted."""
+    stored = path.stat().st_size
+    with lzma.open(path) as file:
+        found = file.read(max(untrusted.FREE, untrusted.RATIO * stored) + 1)
+    untrusted.check_expansion("it", stored, len(found))
+    return found

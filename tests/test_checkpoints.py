@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -107,3 +109,25 @@ def test_parameters_are_float32_and_nothing_else():
     assert halves.params["w"].dtype == np.float32
     with pytest.raises(ValueError, match="the parameter count has type int64"):
         CheckpointBank(params={"w": np.ones((1, 2)), "count": np.zeros(1, np.int64)}, steps=np.array([0]))
+
+
+def test_a_step_that_orbax_had_not_finished_is_no_checkpoint(bank, tmp_path):
+    for i, step in enumerate(bank.steps.tolist()[:2]):
+        with ocp.StandardCheckpointer() as plain:
+            plain.save(tmp_path / f"step_{step}", bank.checkpoint(i))
+    (tmp_path / "step_1").rename(tmp_path / "step_1.orbax-checkpoint-tmp-1700000000")
+    assert import_bank(tmp_path).steps.tolist() == [0]
+
+
+@pytest.mark.parametrize("damaged", ["bank.json", "params"])
+def test_a_bank_that_is_not_what_was_saved_is_refused(bank, tmp_path, damaged):
+    save_bank(bank, tmp_path / "b")
+    if damaged == "params":  # whole by itself, of another bank
+        save_bank(CheckpointBank(params=jax.tree.map(np.negative, bank.params), steps=bank.steps), tmp_path / "other")
+        shutil.rmtree(tmp_path / "b" / "params")
+        shutil.copytree(tmp_path / "other" / "params", tmp_path / "b" / "params")
+    else:
+        text = (tmp_path / "b" / damaged).read_text()
+        (tmp_path / "b" / damaged).write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match="b (does not hold the checkpoints that were saved|holds no bank)"):
+        load_bank(tmp_path / "b")

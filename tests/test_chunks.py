@@ -20,8 +20,10 @@ DIMS = ("checkpoint", "setting", "chain", "draw")
 def folder(tmp_path_factory):
     """A store in which a checkpoint was never written, and another to half."""
     path = tmp_path_factory.mktemp("chunks") / "store"
-    store = SweepStore.create(path, coords={name: ((name,), np.arange(n)) for name, n in zip(DIMS, SHAPE, strict=True)},
-                              attrs={"config": "{}"})  # fmt: skip
+    coords = {name: ((name,), np.arange(n)) for name, n in zip(DIMS, SHAPE, strict=True)}
+    coords |= {name: (("setting",), np.ones(2)) for name in ("n_beta", "localization", "step_size")}
+    facts = {"config": "{}", "provenance": "{}", "fingerprint": "f", "num_burnin_steps": 0, "num_params": 1}
+    store = SweepStore.create(path, coords=coords, attrs={**facts, "wall_seconds": 0.0})
     store.allocate("loss", DIMS, SHAPE, CHUNKS, "float32", float("nan"))
     store.allocate("count", DIMS, SHAPE, CHUNKS, "int32", -1)
     store.allocate("first_nonfinite_step", DIMS[:3], SHAPE[:3], (1, 1, 3), "int32", -1)

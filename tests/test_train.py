@@ -161,3 +161,20 @@ def test_gradient_noise_differs_between_seeds():
 def test_bad_settings_get_a_sentence(options, words):
     with pytest.raises(ValueError, match=words):
         TrainConfig(**options)
+
+
+def test_a_torn_segment_costs_what_came_after_it_and_no_more(banks, tmp_path):
+    run(work_dir=tmp_path, save_every_seconds=0)
+    saved = sorted(int(path.stem.split("_")[1]) for path in tmp_path.glob("segment_*.json"))
+    torn = max((tmp_path / f"segment_{saved[2]}").rglob("*"), key=lambda path: path.stat().st_size)
+    torn.write_bytes(torn.read_bytes()[:100])
+    (tmp_path / f"segment_{saved[5]}.json").write_text('{"identity"')
+    first = tmp_path / f"segment_{saved[1]}.json"
+    before = first.stat().st_mtime_ns
+    with pytest.warns(RuntimeWarning, match=f"segment_{saved[2]} is torn; training goes on from before it"):
+        again = run(work_dir=tmp_path, save_every_seconds=0)
+    assert first.stat().st_mtime_ns == before
+    for ours, whole in zip(again, banks, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours.params, whole.params)
+    with pytest.raises(ValueError, match="another config"):
+        run(dataclasses.replace(CONFIG, batch_size=17), work_dir=tmp_path)

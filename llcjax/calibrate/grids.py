@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import xarray as xr
 
+from llcjax import checks
 from llcjax.config import SweepConfig
 
 
@@ -18,6 +19,8 @@ def check_configs(configs: tuple[SweepConfig, ...], target_acceptance: float | N
     """
     if not configs:
         raise ValueError("config is empty; give at least one SweepConfig.")
+    for config in configs:
+        checks.instance("config", config, SweepConfig, "a SweepConfig, or several")
     samplers = [config.sampler for config in configs]
     if len(set(samplers)) < len(samplers):
         raise ValueError(f"config names a sampler twice ({', '.join(samplers)}); give one config for each sampler.")
@@ -27,7 +30,7 @@ def check_configs(configs: tuple[SweepConfig, ...], target_acceptance: float | N
 
     if target_acceptance is None:
         return
-    if not 0 < target_acceptance < 1:
+    if not 0 < checks.number("target_acceptance", target_acceptance, "between 0 and 1, such as 0.9") < 1:
         raise ValueError(f"target_acceptance={target_acceptance:g} must be between 0 and 1, such as 0.9.")
     if "sgld" not in samplers:
         raise ValueError(

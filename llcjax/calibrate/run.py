@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool
 
-from llcjax import show
+from llcjax import checks, show
 from llcjax.calibrate.bracket import Bracket, bracket_reason, two_sided
 from llcjax.calibrate.criteria import CRITERIA, at_all, judge_settings
 from llcjax.calibrate.grids import check_configs, config_of, grid_name, joined, with_acceptance
@@ -93,7 +93,14 @@ def calibrate(
     Raises:
         ValueError: bad input, or configs that differ in the number of chains or draws.
     """
+    checks.instance("config", config, (SweepConfig, tuple, list), "a SweepConfig, or several")
     configs = (config,) if isinstance(config, SweepConfig) else tuple(config)
+    if chance is not None:
+        checks.number("chance", chance, "a finite loss", least=-checks.LARGEST)
+    if out is not None:
+        checks.path("out", out)
+    if checkpoints is not None:
+        checks.instance("checkpoints", checkpoints, (tuple, list, np.ndarray), "a list of training steps")
     check_configs(configs, target_acceptance)
     for one in configs:
         make_job(loss_fn, bank, data, one)  # refuses bad input before anything is computed
@@ -146,7 +153,7 @@ def _looked_at(
 ) -> CheckpointBank:
     """The checkpoints that were asked for, or a few of all."""
     if steps is not None:
-        return bank.at_steps(list(steps))
+        return bank.at_steps([checks.count("checkpoints", step) for step in steps])
     return spread_checkpoints(bank, anchor_losses(loss_fn, bank, data, config), chance)
 
 

@@ -28,8 +28,8 @@ def activation(name: str) -> Any:
     Raises:
         ValueError: it is unknown.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"the activation {name!r} is unknown; llcjax has {', '.join(ACTIVATIONS)}.")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"the activation {name!r:.100} is unknown; llcjax has {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 

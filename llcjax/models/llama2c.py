@@ -24,8 +24,9 @@ class _Header(NamedTuple):
 
 def _header(path: Path) -> _Header:
     with path.open("rb") as file:
-        raw = np.frombuffer(file.read(28), "<i4")
-    if raw.size < 7 or np.any(np.delete(raw, 5) <= 0) or raw[0] % raw[3]:
+        start = file.read(28)
+    raw = np.frombuffer(start[: len(start) // 4 * 4], "<i4")
+    if raw.size < 7 or np.any(np.delete(raw, 5) <= 0) or raw[5] == 0 or raw[0] % raw[3]:
         raise ValueError(f"{path} is no llama2.c file of the first format: its header is {raw.tolist()}.")
     return _Header(*raw.tolist())
 
@@ -66,6 +67,9 @@ def read(path: Path | str) -> Pretrained:
     path = Path(path)
     h = _header(path)
     config = _config(h, path)
+    size = path.stat().st_size - 28
+    if size <= 0 or size % 4:
+        raise ValueError(f"{path} has {size} bytes behind its header, which are no float32 numbers; copy it again.")
     values = np.memmap(path, "<f4", "r", offset=28)
     place = 0
 

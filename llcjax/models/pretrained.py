@@ -6,19 +6,19 @@ are cut, kernels are turned to (inputs, outputs), and names become those of `llc
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from llcjax import trees
+from llcjax import checks, trees
 from llcjax.models import gpt2, gpt_neox, llama, llama2c
 from llcjax.models.decoder import DecoderConfig, Pretrained
 from llcjax.models.layout import Layout
 from llcjax.models.tensors import Tensors
 from llcjax.types import Params
+from llcjax.untrusted import read_json, reason
 
 LAYOUTS = {
     "gpt2": Layout(gpt2.config_of, gpt2.params_of),
@@ -37,7 +37,7 @@ def load_pretrained(path: Path | str) -> Pretrained:
     Raises:
         ValueError: something is missing or does not fit; the sentence names the tensor, the shape and the file.
     """
-    path = Path(path)
+    path = checks.path("model", path)
     if path.is_file() and path.suffix == ".bin":
         return llama2c.read(path)
     config = read_config(path)
@@ -54,6 +54,8 @@ def read_config(path: Path | str) -> DecoderConfig:
         return LAYOUTS[kind].config(facts)
     except KeyError as error:
         raise ValueError(f"{path / 'config.json'} lacks {error} of a {kind} model; add it.") from None
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path / 'config.json'} has a value of the wrong type ({reason(error)}).") from None
 
 
 def read_params(path: Path | str, config: DecoderConfig) -> Params:
@@ -76,10 +78,12 @@ def save_pretrained(params: Params, path: Path | str) -> None:
 def _facts(folder: Path) -> tuple[dict[str, Any], str]:
     file = folder / "config.json"
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); give a Hugging Face folder or a llama2.c .bin.") from None
+        facts = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({reason(error)}); give a Hugging Face folder or a llama2.c .bin."
+        ) from None
     kind = facts.get("model_type")
-    if kind not in LAYOUTS:
-        raise ValueError(f"{file} has model_type {kind!r}; llcjax reads {', '.join(LAYOUTS)}.")
+    if not isinstance(kind, str) or kind not in LAYOUTS:
+        raise ValueError(f"{file} has model_type {kind!r:.100}; llcjax reads {', '.join(LAYOUTS)}.")
     return facts, kind

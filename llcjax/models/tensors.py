@@ -9,6 +9,7 @@ import numpy as np
 
 from llcjax.models.decoder import DecoderConfig
 from llcjax.types import Params
+from llcjax.untrusted import reason
 
 
 class Tensors:
@@ -29,7 +30,7 @@ class Tensors:
                 opened = safe_open(path, framework="numpy")
                 self.files.update(dict.fromkeys(opened.keys(), (path, opened)))  # no mapping
             except Exception as error:  # safetensors has its own error type, not exported by older releases
-                raise ValueError(f"{path} is no readable .safetensors file ({error}).") from error
+                raise ValueError(f"{path} is no readable .safetensors file ({reason(error)}).") from error
 
     def __contains__(self, name: str) -> bool:
         return self._found(name) is not None
@@ -49,9 +50,11 @@ class Tensors:
             raise ValueError(f"the tensor {found!r} of {path} has shape {held}, but the config asks for {shape}.")
         try:
             return np.asarray(opened.get_tensor(found)).astype(np.float32)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # as above
             kind = opened.get_slice(found).get_dtype()
-            raise ValueError(f"the tensor {found!r} of shape {shape} in {path} has type {kind} ({error}).") from error
+            raise ValueError(
+                f"the tensor {found!r} of shape {shape} in {path} has type {kind} ({reason(error)})."
+            ) from error
 
     def _found(self, name: str) -> str | None:
         # Files of the bare model leave the prefix out.

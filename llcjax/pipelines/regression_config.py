@@ -11,6 +11,7 @@ from llcjax.models.kernels import Kernels
 from llcjax.models.sizes import Activations
 from llcjax.tasks.regression import RegressionTask
 from llcjax.train import TrainConfig
+from llcjax.untrusted import reason
 
 PUBLISHED_BOUNDARIES = (1_000, 40_000, 126_000, 320_000)
 """Ends of the stages LR1 to LR4 (arXiv 2402.02364, table 2)."""
@@ -99,6 +100,8 @@ class RegressionExperiment:
                 raise ValueError(f"{name}={value} must be at least {len(MARKED_STEPS) + 2}, or none for all.")
         if self.coordinates not in ("weights", "relative"):
             raise ValueError(f"coordinates={self.coordinates!r} is unknown; choose weights or relative.")
+        if not all(type(seed) is int and seed >= 0 for seed in self.sweep_seeds):  # they name folders
+            raise ValueError(f"sweep_seeds={self.sweep_seeds!r:.100} must be whole numbers of 0 or more.")
         missing = [seed for seed in self.sweep_seeds if seed not in trained]
         if self.bank is None and (missing or not self.sweep_seeds):
             raise ValueError(
@@ -212,5 +215,7 @@ def experiment_from(config: dict[str, Any]) -> RegressionExperiment:
             if name in fields:
                 fields[name] = tuple(fields[name])
         return RegressionExperiment(**fields)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"the config is of another version of llcjax ({error}); run the experiment again.") from error
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"the config is broken or of another version of llcjax ({reason(error)}); run the experiment again."
+        ) from error

@@ -16,6 +16,7 @@ from llcjax.config import fingerprint
 from llcjax.output_folder import write_text
 from llcjax.provenance import provenance
 from llcjax.store import load_dataset, save_dataset
+from llcjax.untrusted import read_json, reason
 
 Config = dict[str, Any]
 _NAME = "config.json"
@@ -28,9 +29,9 @@ def load_config(folder: Path | str) -> Config:
         ValueError: the folder holds no run.
     """
     try:
-        return json.loads((Path(folder) / _NAME).read_text())
+        return read_json(Path(folder) / _NAME)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} holds no run of llcjax ({error}); make one with `llcjax run`.") from error
+        raise ValueError(f"{folder} holds no run of llcjax ({reason(error)}); make one with `llcjax run`.") from error
 
 
 def claim(folder: Path, config: Config, complete: Callable[[Config], Config]) -> None:
@@ -50,11 +51,11 @@ def claim(folder: Path, config: Config, complete: Callable[[Config], Config]) ->
         write_text(path, json.dumps(config, indent=1))
         return
     try:
-        held = complete(json.loads(path.read_text()))
+        held = complete(read_json(path))
     except ValueError as error:
         raise ValueError(
-            f"{path} is broken ({error}); remove this file if the run has this config, and it goes on, or choose "
-            "another folder."
+            f"{path} is broken ({reason(error)}); remove this file if the run has this config, and it goes on, or "
+            "choose another folder."
         ) from error
     if held != config:
         name = _first_difference(held, config)
