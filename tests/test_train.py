@@ -161,3 +161,23 @@ def test_gradient_noise_differs_between_seeds():
 def test_bad_settings_get_a_sentence(options, words):
     with pytest.raises(ValueError, match=words):
         TrainConfig(**options)
+
+
+def test_batches_from_data_are_the_same_as_from_a_constant():
+    def loss(params, x):
+        return jnp.square(x - params["w"])
+
+    def init(key):
+        return {"w": jax.random.normal(key, ())}
+
+    rows = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    config = TrainConfig(num_steps=20, batch_size=4, num_seeds=2, num_log_checkpoints=2, num_linear_checkpoints=3)
+
+    def from_data(key, batch_size, held):
+        return held[jax.random.randint(key, (batch_size,), 0, len(held))]
+
+    ours = train(init, loss, from_data, config, data=rows, progress=False)
+    theirs = train(init, loss, lambda key, size: from_data(key, size, jnp.asarray(rows)), config, progress=False)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.params["w"], other.params["w"], rtol=1e-6)
+        assert abs(one.params["w"][-1] - one.params["w"][0]) > 1e-3
