@@ -76,5 +76,5 @@ def unigram_loss(language: SyntheticLanguage, tokens: Int[Array, "row token"], l
         logits = a * table + c * jnp.log(jnp.einsum("qk,rkw->rqw", weight, ones) + b)
         return jnp.sum(cross_entropy(logits, words[:, 1:]) * repeats) / repeats.sum()
 
-    grid = itertools.product((0.0, 0.03, 0.1, 1.0), (0.7, 1.0, 1.3), (0.001, 0.003, 0.01, 0.03, 0.1), (0.7, 1.0, 1.3))
+    grid = itertools.product((0.0, 0.03, 0.1), (0.8, 1.0), (0.01, 0.03, 0.1), (0.8, 1.0, 1.2))
     return float(np.min([loss(*values) for values in grid]))

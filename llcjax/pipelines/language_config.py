@@ -122,13 +122,13 @@ PRESETS: dict[str, LanguageExperiment] = {
         source="synthetic",
         model=AttentionOnlyConfig(num_heads=4, model_width=64, num_tokens=64, vocabulary=33),
         train=TrainConfig(
-            num_steps=3000,
+            num_steps=1500,
             batch_size=64,
             optimizer="adamw",
             learning_rate=3e-3,
             schedule="constant",
             weight_decay=0.05,
-            num_log_checkpoints=14,
+            num_log_checkpoints=12,
             num_linear_checkpoints=13,
         ),
         sweep=SweepConfig(

@@ -30,18 +30,18 @@ def heads(metrics: xr.Dataset, score: str) -> xr.DataArray:
 
 
 def best_head(metrics: xr.Dataset, score: str) -> tuple[str, np.ndarray]:
-    """The head with the largest score over training, and its score at every checkpoint."""
+    """The head with the largest score over training, and the score of the best head at every checkpoint."""
     scores = heads(metrics, score)
     best = int(np.argmax(scores.values.max(1)))
-    return str(scores["head"].values[best]), scores.values[best]
+    return str(scores["head"].values[best]), scores.values.max(0)
 
 
 def events(metrics: xr.Dataset) -> list[Row]:
     """One row an event: the step at which it happens, and the size of the change.
 
     `bigrams` is where the model is nearest to the bigram table. The others are where a curve first has half of its
-    largest change since the first checkpoint: the loss that ablating positions costs, the scores of the heads that
-    reach the largest ones, and the (falling) in-context learning score.
+    largest change since the first checkpoint: the loss that ablating positions costs, the scores of the best head at
+    each checkpoint (`head` names the best over training), and the (falling) in-context learning score.
     """
     steps = metrics["checkpoint"].values
     bigram = metrics["bigram_score"].values
