@@ -1,4 +1,4 @@
-"""The whole language experiment in small: corpora, parts in subfolders, resumed, remade, with tables over all of them."""
+"""The whole language experiment in small: corpora, parts in subfolders, resumed, remade, with tables over all."""
 
 import csv
 import dataclasses

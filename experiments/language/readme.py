@@ -2,7 +2,7 @@
 
 python experiments/language/readme.py [tables=RUN] [quick=RUN] [paper=RUN]
 
-The tables of a run go to `results/NAME/`: those of `--preset synthetic` are `tables`, those of the others bear their names.
+The tables of a run go to `results/NAME/`: `tables` are those of `--preset synthetic`.
 """
 
 import sys
