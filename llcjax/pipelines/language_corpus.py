@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,30 +42,42 @@ def load_rows(experiment: LanguageExperiment) -> Rows:
     named = [name for name in ("text", "tokens", "dataset") if getattr(experiment, name)]
     if len(named) > 1 or (not named and experiment.source == "given"):
         raise ValueError(f"{' and '.join(named) or 'none'} of text, tokens and dataset is named; name one of them.")
-    model = experiment.model
-    if experiment.tokens is not None:
-        documents = _documents(read_tokens(experiment.tokens), experiment.start)
-        tokenizer = None if experiment.tokenizer is None else load_tokenizer(experiment.tokenizer)
+    fields = ("text", "tokens", "dataset", "column", "tokenizer", "start", "held_out", "split_seed")
+    return _read(
+        experiment.model.vocabulary, experiment.model.num_tokens, *(getattr(experiment, name) for name in fields)
+    )
+
+
+@functools.lru_cache(maxsize=1)  # parts of one experiment share their rows
+def _read(
+    vocabulary: int,
+    row_length: int,
+    text: tuple[str, ...],
+    tokens: str | None,
+    dataset: str | None,
+    column: str,
+    tokenizer_file: str | None,
+    start: int,
+    held_out: float,
+    seed: int,
+) -> Rows:
+    tokenizer = None if tokenizer_file is None else load_tokenizer(tokenizer_file)
+    if tokens is not None:
+        documents = _documents(read_tokens(tokens), start)
     else:
-        texts = _texts(experiment)
-        given = experiment.tokenizer
-        tokenizer = train_tokenizer(texts, model.vocabulary) if given is None else load_tokenizer(given)
-        documents = encode(tokenizer, texts, experiment.start)
+        texts = _texts(text, dataset, column)
+        tokenizer = tokenizer or train_tokenizer(texts, vocabulary)
+        documents = encode(tokenizer, texts, start)
     corpus = make_corpus(
-        documents,
-        vocabulary=model.vocabulary,
-        row_length=model.num_tokens,
-        start=experiment.start,
-        held_out=experiment.held_out,
-        seed=experiment.split_seed,
+        documents, vocabulary=vocabulary, row_length=row_length, start=start, held_out=held_out, seed=seed
     )
     return Rows(corpus, str if tokenizer is None else lambda token: tokenizer.decode([token]) or str(token))
 
 
-def _texts(experiment: LanguageExperiment) -> list[str]:
-    if experiment.dataset is not None:
-        return read_dataset(experiment.dataset, experiment.column)
-    return read_texts(experiment.text) if experiment.text else installed_text()
+def _texts(text: tuple[str, ...], dataset: str | None, column: str) -> list[str]:
+    if dataset is not None:
+        return read_dataset(dataset, column)
+    return read_texts(text) if text else installed_text()
 
 
 def _documents(tokens: np.ndarray, start: int) -> list[np.ndarray]:
