@@ -92,9 +92,9 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
         raise ValueError(
             f"loss_fn returned {jax.tree.structure(output)}; return losses, or (losses, weights) of equal shape."
         )
-    for part in parts:
-        if not (jnp.issubdtype(part.dtype, jnp.floating) or jnp.issubdtype(part.dtype, jnp.integer)):
-            raise ValueError(f"loss_fn returned numbers of type {part.dtype}; return real losses.")
+    for part, kinds in zip(parts, ((jnp.floating, jnp.integer), (jnp.floating, jnp.integer, jnp.bool_)), strict=False):
+        if not any(jnp.issubdtype(part.dtype, kind) for kind in kinds):
+            raise ValueError(f"loss_fn returned numbers of type {part.dtype}; return real losses and weights.")
     shapes = [part.shape for part in parts]
     size = batch_size_of(batch)
     per_example = 1 <= len(shapes[0]) <= 2 and shapes[0][0] == size

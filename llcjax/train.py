@@ -142,9 +142,10 @@ def _add_gradient_noise(spread: float) -> optax.GradientTransformationExtraArgs:
 def train(
     init: InitFn,
     loss_fn: LossFn,
-    sample: Callable[[PRNGKey, int], Batch],
+    sample: Callable[..., Batch],
     config: TrainConfig,
     *,
+    data: Any = None,
     work_dir: Path | str | None = None,
     save_every_seconds: float = 20.0,
     progress: bool = True,
@@ -155,8 +156,11 @@ def train(
     Args:
         init: `key -> params`.
         loss_fn: the loss, see `llcjax.types.LossFn`.
-        sample: `(key, batch_size) -> batch`, called inside the compiled step.
+        sample: `(key, batch_size) -> batch`, or `(key, batch_size, data) -> batch` where there are data; called inside
+            the compiled step.
         config: how to train.
+        data: pytree of arrays that `sample` takes batches from. They stay on the device, as an argument of the compiled
+            program; `provenance` should hold a hash of them, since nothing else tells one training from another.
         work_dir: folder for resumable state. If it holds an unfinished run of the same config, training goes on
             from there and ends with bitwise the same parameters. It is left in place; `finish_training` removes it.
         save_every_seconds: least time between two saves of state (a save waits for the next snapshot).
@@ -174,14 +178,15 @@ def train(
     """
     folder = None if work_dir is None else Path(work_dir).absolute()
     with contextlib.nullcontext() if folder is None else only_run(folder):
-        return _train(init, loss_fn, sample, config, folder, save_every_seconds, progress, provenance)
+        return _train(init, loss_fn, sample, config, data, folder, save_every_seconds, progress, provenance)
 
 
 def _train(
     init: InitFn,
     loss_fn: LossFn,
-    sample: Callable[[PRNGKey, int], Batch],
+    sample: Callable[..., Batch],
     config: TrainConfig,
+    data: Any,
     folder: Path | None,
     save_every_seconds: float,
     progress: bool,
@@ -191,6 +196,7 @@ def _train(
     steps = config.snapshot_steps()
     optimizer = make_optimizer(config)
     seeds = np.arange(config.seed, config.seed + config.num_seeds)
+    held = () if data is None else (jax.tree.map(jnp.asarray, data),)
     advance = _make_advance(loss_fn, sample, optimizer, config.batch_size)
     saver = _Saver(folder, fingerprint(as_dict(config), provenance), save_every_seconds)
     position, segments, leaves = saver.restore()
@@ -206,7 +212,7 @@ def _train(
     ):
         for index in range(position, len(steps)):
             with watchdog.waiting(int(steps[index]) - before):
-                state, loss = advance(state, seeds, before, int(steps[index]))
+                state, loss = advance(state, seeds, before, int(steps[index]), held)
                 pending.append((jax.device_get(state.params), np.asarray(loss)))
             before = int(steps[index])
             bar.update(before, float(np.nanmean(pending[-1][1])) if before else None)
@@ -227,31 +233,33 @@ def _start(init: InitFn, optimizer: optax.GradientTransformation, seed: Int[Arra
 
 def _make_advance(
     loss_fn: LossFn,
-    sample: Callable[[PRNGKey, int], Batch],
+    sample: Callable[..., Batch],
     optimizer: optax.GradientTransformationExtraArgs,
     batch_size: int,
 ) -> Callable[..., tuple[TrainState, Float[Array, " seed"]]]:
-    """Compiles `(state, seeds, start, stop) -> (state, mean loss)` once for segments of every length."""
+    """Compiles `(state, seeds, start, stop, data) -> (state, mean loss)` once for segments of every length."""
 
-    def update(state: TrainState, key: PRNGKey) -> tuple[TrainState, Float[Array, ""]]:
+    def update(state: TrainState, key: PRNGKey, data: tuple[Any, ...]) -> tuple[TrainState, Float[Array, ""]]:
         batch_key, noise_key = jax.random.split(key)
-        batch = sample(batch_key, batch_size)
+        batch = sample(batch_key, batch_size, *data)
         loss, gradient = jax.value_and_grad(lambda p: evaluate(loss_fn, p, batch).mean)(state.params)
         updates, carried = optimizer.update(gradient, state.optimizer, state.params, key=noise_key)
         return TrainState(optax.apply_updates(state.params, updates), carried), loss
 
-    def segment(state: TrainState, seed: Array, start: Array, stop: Array) -> tuple[TrainState, Array]:
+    def segment(
+        state: TrainState, seed: Array, start: Array, stop: Array, data: tuple[Any, ...]
+    ) -> tuple[TrainState, Array]:
         root = jax.random.fold_in(keys.as_key(0), 2 * seed + 1)
 
         def body(step: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             state, total = carry
-            state, loss = update(state, jax.random.fold_in(root, step))
+            state, loss = update(state, jax.random.fold_in(root, step), data)
             return state, total + loss
 
         state, total = jax.lax.fori_loop(start, stop, body, (state, jnp.float32(0)))
         return state, total / (stop - start)
 
-    return jax.jit(jax.vmap(segment, in_axes=(0, 0, None, None)), donate_argnums=0)
+    return jax.jit(jax.vmap(segment, in_axes=(0, 0, None, None, None)), donate_argnums=0)
 
 
 def _segment(pending: list[tuple[Params, np.ndarray]]) -> Segment:

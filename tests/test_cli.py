@@ -15,7 +15,7 @@ import llcjax
 from llcjax.checkpoints import CheckpointBank, save_bank
 from llcjax.cli import main
 from llcjax.models import TransformerConfig, icl_transformer
-from llcjax.pipelines.regression import PRESETS, experiment_from
+from llcjax.pipelines.regression import PRESETS, RegressionRun
 from llcjax.pipelines.run_folder import load_config
 
 TINY = [
@@ -91,7 +91,7 @@ def test_report_and_stages_of_a_finished_run(finished, capsys):
     assert (finished / "report.html").exists()
     llc("stages", finished / "sweeps" / "seed_0")
     assert "Stages of llc" in capsys.readouterr().out
-    assert experiment_from(load_config(finished)).task.num_pairs == 4
+    assert RegressionRun.experiment_from(load_config(finished)).task.num_pairs == 4
 
 
 def test_sweep_of_a_users_own_bank(tmp_path, capsys):
@@ -183,7 +183,7 @@ def test_a_dry_run_prints_the_plan_and_stores_nothing(tmp_path, capsys):
 
 def test_presets_are_valid_json():
     for preset in PRESETS.values():
-        assert experiment_from(json.loads(json.dumps(_plain(preset)))) == preset
+        assert RegressionRun.experiment_from(json.loads(json.dumps(_plain(preset)))) == preset
 
 
 def _plain(preset):

@@ -24,7 +24,7 @@ from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank
 from llcjax.config import SweepConfig
 from llcjax.config_file import load_sweep_config, save_sweep_config
 from llcjax.models.pretrained import read_config
-from llcjax.pipelines.regression_config import PRESETS, experiment_from
+from llcjax.pipelines.regression import PRESETS, RegressionRun
 from llcjax.pipelines.run_folder import load_config, write_rows
 from llcjax.report import write_report
 from llcjax.stages import read_curve
@@ -175,7 +175,7 @@ READERS = {
     "zarr 3": (make_tokens("t3"), llcjax.read_tokens),
     "csv": (make_csv, read_curve),
     "sweep config": (make_config, load_sweep_config),
-    "run config": (make_run, lambda path: experiment_from(load_config(path))),
+    "run config": (make_run, lambda path: RegressionRun.experiment_from(load_config(path))),
     "store": (make_store, read_store),
     "devinterp": (make_devinterp, lambda path: llcjax.estimates(llcjax.import_devinterp(path))),
 }
@@ -393,4 +393,4 @@ def test_names_in_files_stay_inside_of_the_folder(tmp_path):
     assert listing(tmp_path) == [Path("in"), Path("out")]
     experiment = llcjax.config.as_dict(PRESETS["quick"])
     with pytest.raises(ValueError, match="sweep_seeds"):
-        experiment_from({**experiment, "bank": "b", "sweep_seeds": ["../../evil"]})
+        RegressionRun.experiment_from({**experiment, "bank": "b", "sweep_seeds": ["../../evil"]})

@@ -11,11 +11,10 @@ from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
 from llcjax.models.icl_transformer import TransformerConfig
 from llcjax.pipelines import regression_parts
-from llcjax.pipelines.regression import PRESETS, RegressionExperiment, RegressionRun, all_parts
-from llcjax.pipelines.regression_analysis import selected_steps
+from llcjax.pipelines.experiment_config import part_experiment
+from llcjax.pipelines.regression import PRESETS, RegressionExperiment, RegressionRun
 from llcjax.pipelines.regression_config import AnalysisConfig
-from llcjax.pipelines.regression_parts import PARTS, part_experiment
-from llcjax.pipelines.regression_tables import study_tables
+from llcjax.pipelines.regression_parts import PARTS
 from llcjax.rescale import FLOOR, relative
 from llcjax.tasks.regression import RegressionTask
 from llcjax.train import TrainConfig
@@ -43,10 +42,10 @@ def study(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(regression_parts, "calibrated_sweep", lambda sweep: dataclasses.replace(sweep, localization=(200.0,)))
     run = RegressionRun(TINY, tmp_path_factory.mktemp("study"), progress=False, say=lambda _: None)
-    for part in all_parts(run).values():
+    for part in run.parts().values():
         part.sweeps()
         part.analyses(part.experiment.sweep_seeds[0], part.banks()[part.experiment.sweep_seeds[0]])
-    folder, met = study_tables(run)
+    folder, met = run.tables()
     yield run, folder, met
     patch.undo()
 
@@ -77,7 +76,7 @@ def test_settings_share_models_and_trainings_have_their_own(study):
     run, *_ = study
     assert not (run.out / "parts" / "calibrated" / "banks").exists()
     assert (run.out / "parts" / "weight_decay" / "banks" / "seed_0").exists()
-    parts = all_parts(run)
+    parts = run.parts()
     assert parts["weight_decay"].experiment.train.optimizer == "adamw"
     assert parts["relative"].experiment.coordinates == "relative"
 
@@ -88,7 +87,7 @@ def test_a_finished_study_is_not_run_again(study):
     before = {
         path: path.stat().st_mtime_ns for path in run.out.rglob("*") if path.is_file() and folder not in path.parents
     }
-    for part in all_parts(RegressionRun(TINY, run.out, progress=False)).values():
+    for part in RegressionRun(TINY, run.out, progress=False).parts().values():
         part.sweeps()
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
@@ -96,23 +95,23 @@ def test_a_finished_study_is_not_run_again(study):
 def test_unknown_parts_get_a_sentence(tmp_path):
     run = RegressionRun(TINY, tmp_path, progress=False)
     with pytest.raises(ValueError, match="part='nothing'"):
-        all_parts(run, ("nothing",))
-    assert list(all_parts(run, ("calibrated",))) == ["calibrated"]
+        run.parts(("nothing",))
+    assert list(run.parts(("calibrated",))) == ["calibrated"]
     with pytest.raises(ValueError, match="further='nothing'"):
-        part_experiment(TINY, "nothing")
+        part_experiment(TINY, PARTS, "nothing")
 
 
 def test_every_part_of_the_paper_preset_is_a_valid_experiment():
     paper = PRESETS["paper"]
     for name in paper.further:
-        varied = part_experiment(paper, name)
+        varied = part_experiment(paper, PARTS, name)
         assert (varied.task, varied.model, varied.train) != (paper.task, paper.model, paper.train) or not PARTS[
             name
         ].trains
         assert varied.sweep.localization != paper.sweep.localization and varied.further == ()
     assert paper.sweep.num_draws == 5000 and paper.num_further_checkpoints == 40
     steps = paper.train.snapshot_steps()
-    chosen = selected_steps(steps, 40)
+    chosen = paper.swept_steps(steps, 1)
     assert len(chosen) == 40 and {0, 40_292, 500_000} <= set(chosen.tolist())
     assert np.abs(np.log(chosen[1:] + 1) - np.log(chosen[:-1] + 1)).max() < 2
 

@@ -178,3 +178,23 @@ def test_a_torn_segment_costs_what_came_after_it_and_no_more(banks, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, ours.params, whole.params)
     with pytest.raises(ValueError, match="another config"):
         run(dataclasses.replace(CONFIG, batch_size=17), work_dir=tmp_path)
+
+
+def test_batches_from_data_are_the_same_as_from_a_constant():
+    def loss(params, x):
+        return jnp.square(x - params["w"])
+
+    def init(key):
+        return {"w": jax.random.normal(key, ())}
+
+    rows = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    config = TrainConfig(num_steps=20, batch_size=4, num_seeds=2, num_log_checkpoints=2, num_linear_checkpoints=3)
+
+    def from_data(key, batch_size, held):
+        return held[jax.random.randint(key, (batch_size,), 0, len(held))]
+
+    ours = train(init, loss, from_data, config, data=rows, progress=False)
+    theirs = train(init, loss, lambda key, size: from_data(key, size, jnp.asarray(rows)), config, progress=False)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.params["w"], other.params["w"], rtol=1e-6)
+        assert abs(one.params["w"][-1] - one.params["w"][0]) > 1e-3

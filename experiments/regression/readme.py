@@ -2,7 +2,8 @@
 
 With RUN, the folder of a run of `llcjax run regression --preset paper`, its `tables/` are copied to `results/tables/`
 first. In the README a table stands between `<!-- table: NAME key=value ... | column ... -->` and `<!-- end -->`: the
-named columns of those rows of `results/tables/NAME.csv` that have one of these values (`step=0,984`).
+named columns of those rows of `results/tables/NAME.csv` that have one of these values (`step=0,984`). NAME may begin
+with another folder beside `tables`, as in `quick/llc`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import csv
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
 TABLES = HERE / "results" / "tables"
 _PLACE = re.compile(
-    r"(<!-- table: (?P<name>\w+)(?P<wanted>[^|>]*)\|(?P<columns>[^>]*)-->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- table: (?P<name>[\w/]+)(?P<wanted>[^|>]*)\|(?P<columns>[^>]*)-->\n).*?(<!-- end -->)", re.DOTALL
 )
 
 
@@ -29,7 +31,9 @@ def rendered(text: str, folder: Path = TABLES) -> str:
 
     def filled(match: re.Match[str]) -> str:
         wanted = dict(pair.split("=", 1) for pair in match["wanted"].split())
-        return match[1] + _table(folder / f"{match['name']}.csv", wanted, match["columns"].split()) + match[5]
+        name = match["name"]
+        path = folder.parent / f"{name}.csv" if "/" in name else folder / f"{name}.csv"
+        return match[1] + _table(path, wanted, match["columns"].split()) + match[5]
 
     return _PLACE.sub(filled, text)
 
@@ -58,15 +62,21 @@ def _short(cell: str) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def main() -> None:
-    """Copies the tables of a run where one is named, and rewrites the README."""
-    for run in sys.argv[1:2]:
-        TABLES.mkdir(parents=True, exist_ok=True)
-        for path in sorted((Path(run) / "tables").iterdir()):
-            shutil.copy(path, TABLES / path.name)
-    readme = HERE / "README.md"
-    readme.write_text(rendered(readme.read_text()))
+def fill(here: Path, runs: Sequence[tuple[str, Path]]) -> None:
+    """Copies tables of runs into `results/SUBFOLDER/`, and rewrites the README from `results/tables/`.
+
+    Args:
+        here: folder of the experiment.
+        runs: name of the subfolder and the run; one without `tables/` has those of its report.
+    """
+    for name, run in runs:
+        target, made = here / "results" / name, run / "tables"
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(made.iterdir() if made.exists() else [*run.glob("*.csv"), run / "figures" / "curve.png"]):
+            shutil.copy(path, target / path.name)
+    readme = here / "README.md"
+    readme.write_text(rendered(readme.read_text(), here / "results" / "tables"))
 
 
 if __name__ == "__main__":
-    main()
+    fill(HERE, [("tables", Path(run)) for run in sys.argv[1:2]])

@@ -19,10 +19,10 @@ from llcjax.interrupt import PREEMPTED_EXIT_CODE, Interrupted, Preempted, Termin
 OVERVIEW = """\
 usage: llcjax COMMAND ...
 
-  run regression      train, sweep, stages and report in one folder; finished steps are skipped
-  train regression    only the training
-  calibrate regression  a grid of step size, n_beta and localization at a few checkpoints; recommends one setting
-  sweep regression    training where it is missing, then the LLC sweep
+  run EXPERIMENT      train, sweep, stages and report in one folder; finished steps are skipped
+  train EXPERIMENT    only the training
+  calibrate EXPERIMENT  a grid of step size, n_beta and localization at a few checkpoints; recommends one setting
+  sweep EXPERIMENT    training where it is missing, then the LLC sweep
   sweep --model DIR [DIR ...] --tokens FILE   the LLC sweep of models that others trained
   heads --bank DIR --tokens FILE   the refined LLC of every head of a language model's checkpoints
   stages FILE|STORE   stages of a curve in a CSV file, or of the LLC in a store
@@ -31,8 +31,10 @@ usage: llcjax COMMAND ...
   verify              known answers: true value, estimate, error and verdict of every case on this machine
   bench               chain-steps a second on this machine, against what its arithmetic can do
 
+EXPERIMENT is regression (in context) or language (an attention-only model of text).
 llcjax COMMAND --help explains every field with its unit and default.
---preset quick (2 cores, minutes) or --preset paper (one GPU) chooses the defaults of run, train and sweep.
+--preset quick (2 cores, minutes) or --preset paper (one GPU) chooses the defaults of run, train and sweep;
+language also has --preset synthetic (2 cores), a language with known answers.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Generic
 
 import tyro
 
@@ -23,21 +23,20 @@ from llcjax.comparison import compare_sweeps, comparison_sentence
 from llcjax.config import SweepConfig
 from llcjax.config_file import load_sweep_config
 from llcjax.estimators import estimates
-from llcjax.pipelines import regression
+from llcjax.pipelines.experiment_config import Experiment
+from llcjax.pipelines.experiments import EXPERIMENTS, study_of
 from llcjax.pipelines.rerun import changed_facts, rerun
 from llcjax.pipelines.run_folder import load_config
 from llcjax.store import open_sweep
 
-EXPERIMENTS = {"regression": regression.PRESETS}
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _ExperimentOptions:
+class _ExperimentOptions(Generic[Experiment]):
     """Where an experiment lives, and its whole configuration."""
 
-    config: Annotated[regression.RegressionExperiment, tyro.conf.arg(name="")]
+    config: Annotated[Experiment, tyro.conf.arg(name="")]
     preset: str = "quick"
-    """Which defaults to start from: quick or paper."""
+    """Which defaults to start from: quick, paper, or synthetic of the language."""
     out: Path | None = None
     """Folder of the results; default runs/EXPERIMENT-PRESET. An unfinished run there is resumed."""
     settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
@@ -47,7 +46,7 @@ class _ExperimentOptions:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _SharedOptions(_ExperimentOptions):
+class _SharedOptions(_ExperimentOptions[Experiment]):
     """An experiment whose sweep several processes may share."""
 
     distributed: bool = False
@@ -56,7 +55,7 @@ class _SharedOptions(_ExperimentOptions):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _RunOptions(_SharedOptions):
+class _RunOptions(_SharedOptions[Experiment]):
     """A whole experiment."""
 
     part: tuple[str, ...] = ()
@@ -65,7 +64,7 @@ class _RunOptions(_SharedOptions):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _SweepOptions(_SharedOptions):
+class _SweepOptions(_SharedOptions[Experiment]):
     """A sweep of an experiment."""
 
     dry_run: bool = False
@@ -73,7 +72,7 @@ class _SweepOptions(_SharedOptions):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _CalibrateOptions(_ExperimentOptions):
+class _CalibrateOptions(_ExperimentOptions[Experiment]):
     """A grid of sweep settings: several values of n_beta, localization and step_size."""
 
     checkpoints: tuple[int, ...] = ()
@@ -116,14 +115,16 @@ def run_experiment(command: str, arguments: list[str]) -> None:
     name, rest = _experiment_name(arguments)
     preset = _preset(name, rest)
     kind = {"sweep": _SweepOptions, "run": _RunOptions}.get(command, _ExperimentOptions)
-    default = kind(config=_with_settings(EXPERIMENTS[name][preset], rest), preset=preset)
-    options = parse(kind, rest, f"llcjax {command} {name}", default)
+    study = EXPERIMENTS[name]
+    default = kind(config=_with_settings(study.presets[preset], rest), preset=preset)
+    options = parse(kind[study.run.config_type], rest, f"llcjax {command} {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
     if isinstance(options, _SweepOptions) and options.dry_run:
-        print_forecast(regression.forecast_sweep(options.config, out), len(options.config.sweep_seeds))
+        run = study.run(options.config, out, progress=False, purpose="forecast")
+        print_forecast(run.forecast(), len(options.config.sweep_seeds))
         return
     line = shell([command, *arguments])
-    run = regression.RegressionRun(options.config, out, command=line, progress=options.progress)
+    run = study.run(options.config, out, command=line, progress=options.progress)
     if command == "train":
         run.banks()
     elif command == "sweep":
@@ -131,7 +132,7 @@ def run_experiment(command: str, arguments: list[str]) -> None:
             if processes.is_first():
                 print_verdicts(estimates(facts))
     else:
-        for part_name, part in regression.all_parts(run, getattr(options, "part", ())).items():
+        for part_name, part in run.parts(getattr(options, "part", ())).items():
             part.sweeps()
             processes.first_alone(lambda n=part_name, p=part: print_part(n, p))
         # One part alone has all its tables in its report.
@@ -143,13 +144,14 @@ def run_calibration(arguments: list[str]) -> None:
     """`calibrate`."""
     name, rest = _experiment_name(arguments)
     preset = _preset(name, rest)
-    base = dataclasses.replace(EXPERIMENTS[name][preset], sweep=regression.GRIDS[preset])
+    study = EXPERIMENTS[name]
+    base = dataclasses.replace(study.presets[preset], sweep=study.grids[preset])
     default = _CalibrateOptions(config=_with_settings(base, rest), preset=preset)
-    options = parse(_CalibrateOptions, rest, f"llcjax calibrate {name}", default)
+    options = parse(_CalibrateOptions[study.run.config_type], rest, f"llcjax calibrate {name}", default)
     out = options.out or Path("runs") / f"{name}-{preset}"
     line = shell(["calibrate", *arguments])
     second = _second_grid(options)
-    run = regression.RegressionRun(options.config, out, command=line, progress=options.progress, calibrating=True)
+    run = study.run(options.config, out, command=line, progress=options.progress, purpose="calibrate")
     result, page = run.calibrate(
         checkpoints=options.checkpoints or None, second=second, target_acceptance=options.target_acceptance
     )
@@ -163,9 +165,10 @@ def run_calibration(arguments: list[str]) -> None:
 def make_report(arguments: list[str]) -> None:
     """`report`."""
     options = parse(_ReportOptions, arguments, "llcjax report")
-    experiment = regression.experiment_from(load_config(options.directory))
+    config = load_config(options.directory)
+    kind = study_of(config).run
     line = shell(["report", str(options.directory)])
-    print_reports(regression.RegressionRun(experiment, options.directory, command=line))
+    print_reports(kind(kind.experiment_from(config), options.directory, command=line))
 
 
 def rerun_and_compare(arguments: list[str]) -> None:
@@ -196,14 +199,12 @@ def _experiment_name(arguments: list[str]) -> tuple[str, list[str]]:
 def _preset(name: str, arguments: list[str]) -> str:
     """The preset named on the command line; it decides the defaults of all other options."""
     chosen = last_option(arguments, "--preset") or "quick"
-    if chosen not in EXPERIMENTS[name]:
-        raise ValueError(f"preset={chosen!r} is unknown; choose one of {', '.join(EXPERIMENTS[name])}.")
+    if chosen not in EXPERIMENTS[name].presets:
+        raise ValueError(f"preset={chosen!r} is unknown; choose one of {', '.join(EXPERIMENTS[name].presets)}.")
     return chosen
 
 
-def _with_settings(
-    experiment: regression.RegressionExperiment, arguments: list[str]
-) -> regression.RegressionExperiment:
+def _with_settings(experiment: Experiment, arguments: list[str]) -> Experiment:
     """The experiment with the sweep settings of the file that `--config` names; flags come after it."""
     path = last_option(arguments, "--config")
     if path is None:

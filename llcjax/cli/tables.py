@@ -13,9 +13,7 @@ from llcjax.calibrate import Calibration
 from llcjax.comparison import Difference
 from llcjax.curve_verdict import curve_verdict
 from llcjax.forecast import Forecast
-from llcjax.pipelines.regression import RegressionRun
-from llcjax.pipelines.regression_parts import MAIN, PARTS
-from llcjax.pipelines.regression_tables import study_tables
+from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.report.calibration import HEADER, calibration_rows
 from llcjax.selection import setting_label, verdict_counts
 from llcjax.stages import Stages
@@ -47,22 +45,22 @@ def print_forecast(seen: Forecast, num_seeds: int) -> None:
     Console().print(table)
 
 
-def print_part(name: str, run: RegressionRun) -> None:
+def print_part(name: str, run: ExperimentRun) -> None:
     """One part of an experiment, under its name where there are several."""
-    if name != MAIN:
-        print(f"\npart {name}: {PARTS[name].words}")
+    if name in run.part_kinds:
+        print(f"\npart {name}: {run.part_kinds[name].words}")
     print_reports(run)
 
 
-def print_tables(run: RegressionRun) -> None:
-    """Writes the tables over all parts, and prints which of the paper's targets are met."""
-    path, targets = study_tables(run)
+def print_tables(run: ExperimentRun) -> None:
+    """Writes the tables over all parts, and prints which targets are met."""
+    path, targets = run.tables()
     print(f"\ntables: {path.resolve()}")
     for row in targets:
         print(f"  {row['met']:>3}  {row['target']}: {row['value']:.4g} (asked: {row['lower']:g} to {row['upper']:g})")
 
 
-def print_reports(run: RegressionRun) -> None:
+def print_reports(run: ExperimentRun) -> None:
     """Makes the reports of a run and prints what is in them."""
     for seed, (path, stages, table) in run.report().items():
         print(f"\nseed {seed}")

@@ -21,7 +21,7 @@ from llcjax.metrics.attention import attention_metrics
 from llcjax.metrics.regression import regression_metrics
 from llcjax.metrics.structure import structure_metrics
 from llcjax.models.icl_transformer import icl_internals
-from llcjax.pipelines.regression_config import MARKED_STEPS, RegressionExperiment
+from llcjax.pipelines.regression_config import RegressionExperiment
 from llcjax.pipelines.run_folder import kept
 from llcjax.tasks.regression import tokens
 from llcjax.trajectory import path_metrics
@@ -42,31 +42,13 @@ class Analyses(NamedTuple):
     """At the swept checkpoints; None where it is left out."""
 
 
-def selected_steps(steps: Int[np.ndarray, " checkpoint"], count: int | None) -> Int[np.ndarray, " selected"]:
-    """`count` of the steps: the ends, those nearest to MARKED_STEPS, then always the one furthest from all chosen.
-
-    Distance is counted in checkpoints, which lie evenly in a mixture of steps and their logarithm.
-
-    Example:
-        >>> selected_steps(np.arange(0, 600_000, 10_000), 9)[:4].tolist()
-        [0, 10000, 40000, 50000]
-    """
-    if count is None or count >= steps.size:
-        return steps
-    chosen = {0, steps.size - 1, *(int(np.abs(steps - mark).argmin()) for mark in MARKED_STEPS)}
-    places = np.arange(steps.size)
-    while len(chosen) < count:
-        chosen.add(int(np.abs(places[:, None] - sorted(chosen)).min(1).argmax()))
-    return steps[sorted(chosen)]
-
-
 def analyse(
     experiment: RegressionExperiment,
     bank: CheckpointBank,
     functions: tuple[ApplyFn, LossFn],
     folder: Path,
     name: str,
-    num_checkpoints: int | None = None,
+    swept: Int[np.ndarray, " checkpoint"],
     *,
     timing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Analyses:
@@ -78,7 +60,7 @@ def analyse(
         functions: the model and its loss.
         folder: of the run; measures are kept in `folder/MEASURE/name`.
         name: of the model.
-        num_checkpoints: of the curvature, as many as are swept; None for all.
+        swept: steps of the curvature.
         timing: context in which each measure that is missing is made.
     """
     (apply, loss), config, task = functions, experiment.analysis, experiment.task
@@ -104,7 +86,7 @@ def analyse(
         return kept(folder / kind / name, (*identity, *facts), timed)
 
     count, sizes = experiment.num_test_sequences, (config.num_sequences, config.num_hidden_sequences)
-    some = bank.at_steps(selected_steps(bank.steps, num_checkpoints))
+    some = bank.at_steps(swept)
     return Analyses(
         behaviour=measures("metrics", lambda: regression_metrics(apply, bank, task, num_sequences=count), count),
         structure=measures("structure", lambda: structure_metrics(bank)),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from llcjax.config import SweepConfig
 from llcjax.models.icl_transformer import TransformerConfig
 from llcjax.models.kernels import Kernels
-from llcjax.models.sizes import Activations
+from llcjax.pipelines.experiment_config import ExperimentConfig
 from llcjax.tasks.regression import RegressionTask
 from llcjax.train import TrainConfig
-from llcjax.untrusted import reason
 
 PUBLISHED_BOUNDARIES = (1_000, 40_000, 126_000, 320_000)
 """Ends of the stages LR1 to LR4 (arXiv 2402.02364, table 2)."""
@@ -55,36 +54,24 @@ class AnalysisConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RegressionExperiment:
+class RegressionExperiment(ExperimentConfig):
     """In-context linear regression: train, sweep, metrics, stages, report."""
+
+    marked_steps: ClassVar[tuple[int, ...]] = MARKED_STEPS
 
     task: RegressionTask = dataclasses.field(default_factory=RegressionTask)
     model: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
     num_examples: int = 2**20
     """Sequences of the fixed set on which the LLC is estimated (n)."""
     data_seed: int = 7
     """Seed of that set."""
     num_test_sequences: int = 8192
     """Fresh sequences for the metrics."""
-    sweep_seeds: tuple[int, ...] = (0,)
-    """Model seeds whose checkpoints are swept."""
     kernels: Kernels = "auto"
     """How blocks are computed: xla, pallas for kernels of our own, or auto, which takes them on a GPU."""
-    activations: Activations = "float32"
-    """How activations of the model are stored: float32; float16, which rounds like TF32; or bfloat16."""
-    num_checkpoints: int | None = None
-    """Checkpoints swept of the first seed, spread, with the published boundaries among them; none = all."""
-    num_further_checkpoints: int | None = None
-    """The same for every other seed."""
     coordinates: Literal["weights", "relative"] = "weights"
     """Units of localization and step size: weights, or weights over the root mean square of their tensor."""
     analysis: AnalysisConfig = dataclasses.field(default_factory=AnalysisConfig)
-    further: tuple[str, ...] = ()
-    """Parts of the experiment that follow in subfolders: see `llcjax.pipelines.regression_parts`."""
-    bank: str | None = None
-    """Folder of checkpoints to sweep instead of training: a bank, per-step orbax folders, .npz or .safetensors."""
 
     def __post_init__(self) -> None:
         """Checks sizes, and that the swept seeds are trained.
@@ -92,21 +79,11 @@ class RegressionExperiment:
         Raises:
             ValueError: a value out of range.
         """
+        ExperimentConfig.__post_init__(self)
         if min(self.num_examples, self.num_test_sequences) < 2:
             raise ValueError("num_examples and num_test_sequences must be at least 2.")
-        trained = range(self.train.seed, self.train.seed + self.train.num_seeds)
-        for name in ("num_checkpoints", "num_further_checkpoints"):
-            if (value := getattr(self, name)) is not None and value < len(MARKED_STEPS) + 2:
-                raise ValueError(f"{name}={value} must be at least {len(MARKED_STEPS) + 2}, or none for all.")
         if self.coordinates not in ("weights", "relative"):
             raise ValueError(f"coordinates={self.coordinates!r} is unknown; choose weights or relative.")
-        if not all(type(seed) is int and seed >= 0 for seed in self.sweep_seeds):  # they name folders
-            raise ValueError(f"sweep_seeds={self.sweep_seeds!r:.100} must be whole numbers of 0 or more.")
-        missing = [seed for seed in self.sweep_seeds if seed not in trained]
-        if self.bank is None and (missing or not self.sweep_seeds):
-            raise ValueError(
-                f"sweep_seeds={self.sweep_seeds} must name at least one of the trained seeds {list(trained)}."
-            )
 
 
 PRESETS: dict[str, RegressionExperiment] = {
@@ -192,30 +169,3 @@ GRIDS: dict[str, SweepConfig] = {
     ),
 }
 """The grid of `llcjax calibrate` for each preset."""
-
-
-def experiment_from(config: dict[str, Any]) -> RegressionExperiment:
-    """Rebuilds an experiment from the config of its folder.
-
-    Raises:
-        ValueError: a field that this version does not know.
-    """
-    parts: dict[str, Any] = {
-        "task": RegressionTask,
-        "model": TransformerConfig,
-        "train": TrainConfig,
-        "sweep": SweepConfig,
-        "analysis": AnalysisConfig,
-    }
-    try:
-        fields: dict[str, Any] = {
-            name: parts[name](**value) if name in parts else value for name, value in config.items()
-        }
-        for name in ("sweep_seeds", "further"):
-            if name in fields:
-                fields[name] = tuple(fields[name])
-        return RegressionExperiment(**fields)
-    except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"the config is broken or of another version of llcjax ({reason(error)}); run the experiment again."
-        ) from error

@@ -7,22 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from llcjax.config import SweepConfig
+from llcjax.pipelines.experiment_config import Part
 from llcjax.pipelines.regression_config import RegressionExperiment
 
 MAIN = "published"
 """Name of the first part, whose setting is the paper's."""
-
-
-class Part(NamedTuple):
-    """A variation of the experiment."""
-
-    words: str
-    vary: Callable[[RegressionExperiment], RegressionExperiment]
-    trains: bool
-    """Whether it trains models of its own; otherwise it takes those of the first part."""
 
 
 def calibrated_sweep(sweep: SweepConfig) -> SweepConfig:
@@ -76,14 +68,3 @@ PARTS: dict[str, Part] = {
     ),
     "gradient_noise": Part("noise of 0.001 on each gradient entry", _trained(train={"gradient_noise": 1e-3}), True),
 }
-
-
-def part_experiment(experiment: RegressionExperiment, name: str) -> RegressionExperiment:
-    """The experiment of a part.
-
-    Raises:
-        ValueError: no part has this name.
-    """
-    if name not in PARTS:
-        raise ValueError(f"further={name!r} is no part of the experiment; choose from {', '.join(PARTS)}.")
-    return dataclasses.replace(PARTS[name].vary(experiment), further=())

@@ -1,20 +1,17 @@
-"""What the parts of the regression experiment found, read back from their folders for the tables over all of them."""
+"""What the parts of the regression experiment found beside the numbers of the paper."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from llcjax.estimators import estimates
-from llcjax.pipelines.regression import RegressionRun, all_parts
+from llcjax.pipelines.experiment_results import Found
 from llcjax.pipelines.regression_analysis import Analyses
 from llcjax.pipelines.regression_config import PUBLISHED_BOUNDARIES
 from llcjax.selection import one_setting
-from llcjax.stages import Stages, llc_stages
 from llcjax.types import Curve
 
 PAPER_CHANGES = {
@@ -28,40 +25,6 @@ PAPER_CHANGES = {
 
 PAPER_LOSSES = {40_000: (1.878, 1.900), 126_000: (1.816, 1.842), 318_000: (1.773, 1.802), 500_000: (1.740, 1.763)}
 """Range of the test loss of the paper's five seeds, from the results in its repository."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One part and seed: estimates of its sweep and measures of its models."""
-
-    part: str
-    seed: int
-    table: xr.Dataset
-    measured: Analyses
-
-    def loss(self, steps: np.ndarray) -> np.ndarray:
-        """Test loss at checkpoints."""
-        return self.measured.behaviour["test_loss"].sel(checkpoint=steps).values
-
-    def stages(self, method: str, setting: int = 0) -> Stages | str:
-        """Stages of the LLC curve, or the sentence that says why there are none."""
-        try:
-            return llc_stages(self.table, self.loss(self.table["checkpoint"].values), setting=setting, method=method)
-        except ValueError as error:
-            return str(error)
-
-    def near(self, step: int) -> xr.Dataset | None:
-        """The estimates nearest to a step, or None where no checkpoint lies within a tenth of it."""
-        steps = self.table["checkpoint"].values
-        index = int(np.abs(steps - step).argmin())
-        return None if abs(steps[index] - step) > 0.1 * step else self.table.isel(checkpoint=index)
-
-
-def results(run: RegressionRun) -> Iterator[Found]:
-    """Every part and seed whose sweep is finished, in order; measures that are missing are made."""
-    for name, part in all_parts(run).items():
-        for seed, bank, facts in part.finished():
-            yield Found(part=name, seed=seed, table=estimates(facts), measured=part.analyses(seed, bank))
 
 
 def stage_changes(one: Found, setting: int = 0) -> Iterator[dict[str, Any]]:

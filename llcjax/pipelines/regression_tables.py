@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,29 @@ import xarray as xr
 
 from llcjax.agreement import boundary_agreement, curves_stages
 from llcjax.metrics.attention import head_means
-from llcjax.pipelines.regression import RegressionRun, all_parts
-from llcjax.pipelines.regression_analysis import selected_steps
-from llcjax.pipelines.regression_config import PUBLISHED_BOUNDARIES
+from llcjax.pipelines.experiment_config import selected_steps
+from llcjax.pipelines.experiment_results import (
+    NUM_STEPS,
+    Found,
+    Row,
+    all_stages,
+    dataset_rows,
+    key_names,
+    llc_rows,
+    results,
+    stage_rows,
+    time_rows,
+)
+from llcjax.pipelines.experiment_run import ExperimentRun
+from llcjax.pipelines.regression_config import MARKED_STEPS, PUBLISHED_BOUNDARIES
 from llcjax.pipelines.regression_parts import MAIN
-from llcjax.pipelines.regression_results import Found, other_curves, results, stage_changes, targets
+from llcjax.pipelines.regression_results import other_curves, stage_changes, targets
 from llcjax.pipelines.run_folder import write_rows
 from llcjax.plots import plot_regimes
-from llcjax.selection import checkpoint_columns, checkpoint_variables, one_setting
 from llcjax.stages import Stages
 
-Row = dict[str, Any]
-_NUM_STEPS = 40
-"""Checkpoints of the tables of metrics, so that they stay small."""
 
-
-def study_tables(run: RegressionRun) -> tuple[Path, list[Row]]:
+def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
     """Writes `tables/*.csv` and `tables/*.png` from every finished part.
 
     Returns:
@@ -36,26 +42,21 @@ def study_tables(run: RegressionRun) -> tuple[Path, list[Row]]:
     folder = run.out / "tables"
     found = list(results(run))
     main = [one for one in found if one.part == MAIN]
-    by_method = {
-        (one.part, one.seed, setting, method): one.stages(method, setting)
-        for one in found
-        for setting in range(one.table.sizes["setting"])
-        for method in ("gp", "paper")
-    }
+    by_method = all_stages(found)
     met = [row for one in main for row in targets(one)]
     tables: dict[str, list[Row]] = {
-        "llc": [row for one in found for row in _llc_rows(one)],
-        "stages": [row for key, stages in by_method.items() for row in _stage_rows(key, stages)],
+        "llc": [row for one in found for row in llc_rows(one)],
+        "stages": stage_rows(by_method),
         "changes": [row for one in found for s in range(one.table.sizes["setting"]) for row in stage_changes(one, s)],
         "boundaries": [
-            {**_names(key), **row}
+            {**key_names(key), **row}
             for key, stages in by_method.items()
             for row in boundary_agreement({"LLC": stages}, _published(stages))
         ],
         "seeds": list(_seed_rows(found, by_method)),
         "methods": list(_method_rows(found, by_method)),
         "targets": met,
-        "times": list(_times(run)),
+        "times": list(time_rows(run)),
         **_measure_tables(found),
     }
     for name, rows in tables.items():
@@ -66,29 +67,10 @@ def study_tables(run: RegressionRun) -> tuple[Path, list[Row]]:
     return folder, met
 
 
-def _names(key: tuple[str, int, int, str]) -> Row:
-    return dict(zip(("part", "seed", "setting", "method"), key, strict=True))
-
-
 def _published(stages: Stages | str) -> list[float]:
     """The published boundaries inside the curve."""
     last = 0.0 if isinstance(stages, str) else float(stages.fit.step[-1])
     return [float(step) for step in PUBLISHED_BOUNDARIES if step < last]
-
-
-def _llc_rows(one: Found) -> Iterator[Row]:
-    wanted = ("llc", "llc_stderr", "rhat", "mean_loss", "init_loss")
-    for setting in range(one.table.sizes["setting"]):
-        curve = one_setting(one.table, setting)
-        fixed = {name: float(curve[name]) for name in ("n_beta", "localization", "step_size")}
-        for index, step in enumerate(curve["checkpoint"].values):
-            numbers = {name: float(curve[name].values[index]) for name in wanted if name in curve}
-            verdict = str(curve["verdict"].values[index])
-            yield {"part": one.part, "seed": one.seed, "step": int(step), **fixed, **numbers, "verdict": verdict}
-
-
-def _stage_rows(key: tuple[str, int, int, str], stages: Stages | str) -> list[Row]:
-    return [] if isinstance(stages, str) else [{**_names(key), **row} for row in stages.table()]
 
 
 def _seed_rows(found: list[Found], by_method: Mapping[Any, Stages | str]) -> Iterator[Row]:
@@ -118,32 +100,23 @@ def _method_rows(found: list[Found], by_method: Mapping[Any, Stages | str]) -> I
             yield from ({"against": part, "seed": seed, **row} for row in rows)
 
 
-def _times(run: RegressionRun) -> Iterator[Row]:
-    """Seconds of every step of every part."""
-    for name, part in all_parts(run).items():
-        path = part.out / "times.csv"
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                yield from ({"part": name, **row} for row in csv.DictReader(file))
-
-
 def _measure_tables(found: list[Found]) -> dict[str, list[Row]]:
     """Measures of every model once; structure, attention and paths of the first."""
     models = {(one.seed, _trained_part(one)): one for one in reversed(found)}
     tables: dict[str, list[Row]] = {"behaviour": [], "curvature": []}
     for (seed, part), one in sorted(models.items(), key=lambda item: (item[0][1] != MAIN, item[0][1], item[0][0])):
-        tables["behaviour"] += _dataset_rows(one.measured.behaviour, {"part": part, "seed": seed})
+        tables["behaviour"] += _rows(one.measured.behaviour, {"part": part, "seed": seed})
         if one.measured.curvature is not None:
-            tables["curvature"] += _dataset_rows(one.measured.curvature, {"part": part, "seed": seed}, None)
+            tables["curvature"] += _rows(one.measured.curvature, {"part": part, "seed": seed}, None)
     # A finite set of tasks has measures that the others lack.
     names = {name: "" for row in tables["behaviour"] for name in row}
     tables["behaviour"] = [{**names, **row} for row in tables["behaviour"]]
     if found:
         first = found[0].measured
-        tables["structure"] = _dataset_rows(first.structure, {})
-        tables["attention"] = _dataset_rows(head_means(first.attention), {})
+        tables["structure"] = _rows(first.structure, {})
+        tables["attention"] = _rows(head_means(first.attention), {})
         tables["attention_tokens"] = _attention_rows(first.attention)
-        tables["paths"] = _dataset_rows(first.paths, {}, None)
+        tables["paths"] = _rows(first.paths, {}, None)
     return tables
 
 
@@ -152,23 +125,13 @@ def _trained_part(one: Found) -> str:
     return MAIN if one.part in (MAIN, "calibrated", "relative") else one.part
 
 
-def _dataset_rows(dataset: xr.Dataset, names: Row, count: int | None = _NUM_STEPS) -> list[Row]:
-    some = dataset.sel(checkpoint=selected_steps(dataset["checkpoint"].values, count))
-    columns = {
-        f"{variable.name}[{label}]" if label else str(variable.name): values
-        for variable in checkpoint_variables(some)
-        for label, values in checkpoint_columns(variable)
-    }
-    steps = some["checkpoint"].values
-    return [
-        {**names, "step": int(step), **{name: _short(values[index]) for name, values in columns.items()}}
-        for index, step in enumerate(steps)
-    ]
+def _rows(dataset: xr.Dataset, names: Row, count: int | None = NUM_STEPS) -> list[Row]:
+    return dataset_rows(dataset, names, count, MARKED_STEPS)
 
 
 def _attention_rows(attention: xr.Dataset) -> list[Row]:
     """One row a checkpoint, block, head and token."""
-    some = attention.sel(checkpoint=selected_steps(attention["checkpoint"].values, 20))
+    some = attention.sel(checkpoint=selected_steps(attention["checkpoint"].values, 20, MARKED_STEPS))
     order = ("checkpoint", "block", "head", "token")
     columns = {str(name): some[name].transpose(*order).values for name in sorted(map(str, some.data_vars))}
     shape = next(iter(columns.values())).shape
@@ -179,10 +142,6 @@ def _attention_rows(attention: xr.Dataset) -> list[Row]:
         }
         for place in np.ndindex(*shape)
     ]
-
-
-def _short(value: Any) -> str:
-    return f"{float(value):.4g}"
 
 
 def _figures(found: list[Found]) -> dict[str, dict[str, xr.Dataset]]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import xarray as xr
 
+from llcjax.pipelines.experiment_config import PIPELINE
+from llcjax.pipelines.experiments import study_of
 from llcjax.pipelines.pretrained import options_from, sweep_models
-from llcjax.pipelines.regression import RegressionRun, experiment_from
 from llcjax.store import is_complete, open_sweep
 
-COMMANDS = "llcjax run, llcjax sweep regression and llcjax sweep --model"
+COMMANDS = "llcjax run, llcjax sweep EXPERIMENT and llcjax sweep --model"
 
 
 def rerun(store: Path | str, out: Path | str, *, retrain: bool = False, progress: bool = False) -> xr.Dataset:
@@ -32,14 +33,14 @@ def rerun(store: Path | str, out: Path | str, *, retrain: bool = False, progress
     """
     store, out = Path(store), Path(out)
     recipe = _recipe(store)
-    if recipe["pipeline"] == "pretrained":
+    if recipe[PIPELINE] == "pretrained":
         return sweep_models(options_from(recipe["options"]), out / "sweep", progress=progress)
-    experiment = experiment_from(recipe["options"])
+    kind = study_of(recipe).run
+    experiment = kind.experiment_from(recipe["options"])
     # Checkpoints that are gone are trained again.
     models = None if retrain else (store / recipe["models"]).resolve()
     held = models is not None and all((models / "banks" / f"seed_{seed}").exists() for seed in experiment.sweep_seeds)
-    run = RegressionRun(experiment, out, command=f"llcjax rerun {store}", progress=progress,
-                        models=models if held else None)  # fmt: skip
+    run = kind(experiment, out, command=f"llcjax rerun {store}", progress=progress, models=models if held else None)
     return run.sweeps()[experiment.sweep_seeds[0]]
 
 

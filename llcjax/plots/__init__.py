@@ -8,6 +8,7 @@ axis that has room for step 0.
 
 from matplotlib.figure import Figure
 
+from llcjax.plots.attention import plot_attention
 from llcjax.plots.calibration import plot_health_maps, plot_llc_maps, plot_sensitivity
 from llcjax.plots.curvature import plot_curvature
 from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_slope
@@ -27,6 +28,7 @@ from llcjax.plots.traces import plot_running_llc, plot_traces
 
 __all__ = [
     "Figure",
+    "plot_attention",
     "plot_components",
     "plot_components_of_variance",
     "plot_curvature",
