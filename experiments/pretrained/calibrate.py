@@ -44,8 +44,11 @@ facts = llcjax.sweep(
     llcjax.next_token_loss(apply), llcjax.checkpoints.bank_of(params), data, settings, components=parts,
     chance=float(np.log(config.vocabulary)), out=arguments.out / "sweep", progress=True,
 )  # fmt: skip
+HALVES = ["llc_first_half", "llc_last_half"]  # of the draws: does the LLC depend on how long chains are?
 table = llcjax.estimates(facts)
-COLUMNS = ["n_beta", "localization", "step_size", "llc", "llc_stderr", "rhat", "autocorrelation_time"]
+halves = table["llc_per_chain_half"].mean("chain")
+table = table.assign({name: halves.isel(half=half) for half, name in enumerate(HALVES)})
+COLUMNS = ["n_beta", "localization", "step_size", "llc", "llc_stderr", *HALVES, "rhat", "autocorrelation_time"]
 CRITERIA = ["lift", "sound", "step_plateau", "localization_plateau"]
 figure, panels = new_figure(1, len(arguments.names), height=3.2)
 with (arguments.out / "plateau.csv").open("w", newline="") as file:
