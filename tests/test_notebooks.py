@@ -38,6 +38,18 @@ def run_pretrained(monkeypatch, data, out):
     return seen, (out / "report.html").read_text()
 
 
+def run_calibration(monkeypatch, data, out):
+    """Two step sizes, everything and one head."""
+    options = ["--data", str(data), "--out", str(out), "--n-beta", "30", "--localization", "3000", "--step-size",
+               "1e-5", "5e-5", "--num-draws", "6", "--num-burnin-steps", "4", "--num-sequences", "16", "--names",
+               "full", "block_0/attention/head_0"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["calibrate.py", *options])
+    runpy.run_path(str(EXPERIMENTS / "calibrate.py"))
+    rows = (out / "plateau.csv").read_text().splitlines()
+    assert len(rows) == 5 and rows[0].startswith("component,n_beta,localization,step_size,llc,")
+    assert (out / "plateau.png").is_file()
+
+
 def test_pretrained_model_in_small(tmp_path, monkeypatch, capsys):
     """The whole script on a random model of one layer, whose vocabulary is single bytes."""
     dim, hidden, heads, shared, vocabulary, length = 16, 24, 4, 2, 260, 128
@@ -51,6 +63,7 @@ def test_pretrained_model_in_small(tmp_path, monkeypatch, capsys):
     seen, page = run_pretrained(monkeypatch, tmp_path, tmp_path / "out")
     assert 2 < seen["own_loss"] < np.log(260)
     assert "Susceptibility of every head" in page
+    run_calibration(monkeypatch, tmp_path, tmp_path / "plateau")
 
 
 @pytest.mark.slow

@@ -26,12 +26,13 @@ parser.add_argument("--localization", type=float, nargs="+", default=[1000.0, 30
 parser.add_argument("--step-size", type=float, nargs="+", default=[2.5e-5, 5e-5, 1e-4])
 parser.add_argument("--num-draws", type=int, default=120)
 parser.add_argument("--num-burnin-steps", type=int, default=40)
+parser.add_argument("--num-sequences", type=int, default=2048)
 parser.add_argument("--names", nargs="+", default=NAMES)
 arguments = parser.parse_args()
 
 config, params = llcjax.load_pretrained(arguments.data / "stories260K.bin")
 apply = llcjax.decoder(config)
-data = sampled(apply, params, jax.random.key(0), 2048, 32)
+data = sampled(apply, params, jax.random.key(0), arguments.num_sequences, 32)
 parts = llcjax.component_masks(
     params, arguments.names, num_heads=config.num_heads, num_key_value_heads=config.num_key_value_heads
 )
@@ -43,8 +44,11 @@ facts = llcjax.sweep(
     llcjax.next_token_loss(apply), llcjax.checkpoints.bank_of(params), data, settings, components=parts,
     chance=float(np.log(config.vocabulary)), out=arguments.out / "sweep", progress=True,
 )  # fmt: skip
+HALVES = ["llc_first_half", "llc_last_half"]  # of the draws: does the LLC depend on how long chains are?
 table = llcjax.estimates(facts)
-COLUMNS = ["n_beta", "localization", "step_size", "llc", "llc_stderr", "rhat", "autocorrelation_time"]
+halves = table["llc_per_chain_half"].mean("chain")
+table = table.assign({name: halves.isel(half=half) for half, name in enumerate(HALVES)})
+COLUMNS = ["n_beta", "localization", "step_size", "llc", "llc_stderr", *HALVES, "rhat", "autocorrelation_time"]
 CRITERIA = ["lift", "sound", "step_plateau", "localization_plateau"]
 figure, panels = new_figure(1, len(arguments.names), height=3.2)
 with (arguments.out / "plateau.csv").open("w", newline="") as file:
@@ -53,7 +57,8 @@ with (arguments.out / "plateau.csv").open("w", newline="") as file:
     for name, axes in zip(arguments.names, panels, strict=True):
         here = facts["component"].values == name
         judged = judge_settings(facts.isel(setting=here), table.isel(setting=here))
-        one = table.isel(setting=here).merge(judged[CRITERIA]).isel(checkpoint=0).sortby("step_size")
+        one = table.isel(setting=here).assign({key: judged[key] for key in CRITERIA})
+        one = one.isel(checkpoint=0).sortby("step_size")
         for i in range(one.sizes["setting"]):
             row = one.isel(setting=i)
             writer.writerow(
