@@ -119,7 +119,7 @@ def _owner(handle: int) -> dict[str, object]:
     """What the lock file says; nothing where it is empty or torn."""
     try:
         owner = json.loads(os.pread(handle, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 

@@ -107,20 +107,23 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
     return len(shapes[0]) == 2
 
 
+def is_scalar(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
+    """Whether a loss returns one number for a batch, without computing it; a loss without data always does."""
+    output = jax.eval_shape(loss_fn, params, batch)
+    return not isinstance(output, tuple) and output.ndim == 0
+
+
 def check_mean(loss_fn: LossFn, params: Params, batch: Batch) -> None:
     """Refuses a scalar loss that adds its batch up: its LLC would be that of the mean times the size of the batch.
 
     Args:
-        loss_fn: the loss; one that returns losses of examples has its mean taken here, and passes.
+        loss_fn: a loss that returns one number.
         params: parameters.
         batch: a few examples, of which the loss is computed once and with each of them twice.
 
     Raises:
         ValueError: the loss is doubled by twice the same examples.
     """
-    output = jax.eval_shape(loss_fn, params, batch)
-    if isinstance(output, tuple) or output.ndim or not jax.tree.leaves(batch):
-        return
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), batch)
     try:
         one, two = (float(jax.jit(loss_fn)(params, part)) for part in (batch, twice))

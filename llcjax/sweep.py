@@ -22,7 +22,7 @@ from llcjax.job import Job
 from llcjax.launch import run_job
 from llcjax.observables import check_probes
 from llcjax.output_folder import only_run, writing_to
-from llcjax.posterior import batch_size_of, check_loss_shape, check_mean
+from llcjax.posterior import batch_size_of, check_loss_shape, check_mean, is_scalar
 from llcjax.progress import SweepStats
 from llcjax.samplers import FULL_BATCH
 from llcjax.slices import check_mask, make_components
@@ -259,7 +259,8 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
     if part is not None and size % part and part < size:
         raise ValueError(f"microbatch_size={part} does not divide a batch of {size} examples; choose a divisor.")
     has_positions = check_loss_shape(loss_fn, bank.checkpoint(0), batch)
-    check_mean(loss_fn, bank.checkpoint(int(bank.finite().argmax())), some_examples(source))
+    if jax.tree.leaves(batch) and is_scalar(loss_fn, bank.checkpoint(0), batch):
+        check_mean(loss_fn, bank.checkpoint(int(bank.finite().argmax())), some_examples(source))
     return has_positions
 
 

@@ -27,6 +27,7 @@ from llcjax.posterior import evaluate
 from llcjax.progress import TrainProgress
 from llcjax.samplers.transforms import stateless
 from llcjax.types import Batch, InitFn, LossFn, Params, PRNGKey
+from llcjax.untrusted import read_json
 from llcjax.watchdog import Watchdog
 
 
@@ -330,7 +331,7 @@ class _Saver:
         found = []
         for path in self.folder.glob("segment_*.json") if self.folder is not None else ():
             with contextlib.suppress(ValueError, TypeError, LookupError):
-                facts = json.loads(path.read_text(encoding="utf-8"))
+                facts = read_json(path)
                 found.append((int(path.stem.removeprefix("segment_")), {name: facts[name] for name in _TRUSTED}))
         if any(facts["identity"] != self.identity for _, facts in found):
             raise ValueError(f"{self.folder} holds training of another config; choose another folder or remove it.")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from llcjax import checks
 from llcjax.components import component_masks, head_names
 from llcjax.config import SweepConfig, as_dict
 from llcjax.estimators import estimates
@@ -22,6 +23,7 @@ from llcjax.sweep import sweep
 from llcjax.tasks.text import next_token_loss
 from llcjax.tokens import read_tokens, token_rows
 from llcjax.types import Params
+from llcjax.untrusted import reason
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,8 @@ def options_from(facts: dict[str, Any]) -> PretrainedSweep:
             "components": tuple(facts["components"]),
         }
         return PretrainedSweep(**fields)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"the store is of another version of llcjax ({error}); sweep again.") from error
+    except (TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"the store is of another version of llcjax ({reason(error)}); sweep again.") from error
 
 
 def checked_rows(path: Path, config: DecoderConfig | AttentionOnlyConfig, length: int, most: int | None) -> np.ndarray:
@@ -133,7 +135,7 @@ def checked_rows(path: Path, config: DecoderConfig | AttentionOnlyConfig, length
     Raises:
         ValueError: a token id beyond the vocabulary, or a length that the model or the file does not have.
     """
-    if not 2 <= length <= config.num_tokens:
+    if not 2 <= checks.count("length", length) <= config.num_tokens:
         raise ValueError(f"length={length} must be between 2 and the {config.num_tokens} tokens of the model.")
     rows = token_rows(read_tokens(path), length, most)
     if rows.max() >= config.vocabulary:

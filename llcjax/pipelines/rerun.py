@@ -8,10 +8,12 @@ from typing import Any
 
 import xarray as xr
 
+from llcjax import checks
 from llcjax.pipelines.experiment_config import PIPELINE
 from llcjax.pipelines.experiments import study_of
 from llcjax.pipelines.pretrained import options_from, sweep_models
 from llcjax.store import is_complete, open_sweep
+from llcjax.untrusted import reason
 
 COMMANDS = "llcjax run, llcjax sweep EXPERIMENT and llcjax sweep --model"
 
@@ -70,6 +72,10 @@ def _recipe(store: Path) -> dict[str, Any]:
             "llcjax.compare_sweeps."
         )
     try:
-        return {"models": ".", **json.loads(recipe)}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{store} has a broken recipe for its rerun ({error}); sweep again.") from error
+        found = {"models": ".", **json.loads(recipe)}
+        if not (isinstance(found["pipeline"], str) and isinstance(found["options"], dict)):
+            raise ValueError("it names no pipeline with options")
+        checks.path("models", found["models"])
+        return found
+    except (TypeError, LookupError, ValueError, RecursionError) as error:
+        raise ValueError(f"{store} has a broken recipe for its rerun ({reason(error)}); sweep again.") from error
