@@ -38,8 +38,15 @@ TINY = LanguageExperiment(
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def swept(tmp_path_factory):
     run = LanguageRun(TINY, tmp_path_factory.mktemp("study"), progress=False, say=lambda _: None)
+    run.sweeps()
+    return run
+
+
+@pytest.fixture(scope="module")
+def study(swept):
+    run = swept
     for part in run.parts().values():
         part.sweeps()
         part.report()
@@ -76,7 +83,7 @@ def test_tables_and_reports_hold_both_models(study):
 
 
 @pytest.mark.slow
-def test_a_finished_study_is_not_run_again_and_another_config_is_refused(study):
+def test_a_finished_study_is_not_run_again(study):
     run, folder, _ = study
     before = {
         path: path.stat().st_mtime_ns for path in run.out.rglob("*") if path.is_file() and folder not in path.parents
@@ -85,17 +92,21 @@ def test_a_finished_study_is_not_run_again_and_another_config_is_refused(study):
         part.sweeps()
         part.report()
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_sweep_is_made_again_bit_for_bit_and_its_folder_is_its_own(swept, tmp_path, capsys):
+    main(["rerun", "--no-progress", str(swept.out / "sweeps" / "seed_0"), "--out", str(tmp_path / "again")])
+    assert "bit for bit" in capsys.readouterr().out
     with pytest.raises(ValueError, match="another config"):
-        LanguageRun(dataclasses.replace(TINY, split_seed=1), run.out, progress=False)
+        LanguageRun(dataclasses.replace(TINY, split_seed=1), swept.out, progress=False)
     with pytest.raises(SystemExit):
-        main(["run", "regression", "--out", str(run.out), "--no-progress"])
+        main(["run", "regression", "--out", str(swept.out), "--no-progress"])
+    assert "another config" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_sweep_is_made_again_bit_for_bit(study, tmp_path, capsys):
+def test_a_report_is_made_again(study, capsys):
     run, *_ = study
-    main(["rerun", "--no-progress", str(run.out / "sweeps" / "seed_0"), "--out", str(tmp_path / "again")])
-    assert "bit for bit" in capsys.readouterr().out
     main(["report", str(run.out)])
     assert "verdicts of" in capsys.readouterr().out
 
