@@ -109,7 +109,7 @@ def selected_steps(
 
     Example:
         >>> selected_steps(np.arange(0, 600_000, 10_000), 5, (40_000,)).tolist()
-        [0, 40000, 180000, 310000, 590000]
+        [0, 40000, 310000, 450000, 590000]
     """
     if count is None or count >= steps.size:
         return steps
