@@ -93,7 +93,8 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
             f"loss_fn returned {jax.tree.structure(output)}; return losses, or (losses, weights) of equal shape."
         )
     for part in parts:
-        if not (jnp.issubdtype(part.dtype, jnp.floating) or jnp.issubdtype(part.dtype, jnp.integer)):
+        # Weights may be a mask of booleans.
+        if not any(jnp.issubdtype(part.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
             raise ValueError(f"loss_fn returned numbers of type {part.dtype}; return real losses.")
     shapes = [part.shape for part in parts]
     size = batch_size_of(batch)
