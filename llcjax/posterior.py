@@ -92,7 +92,8 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
         raise ValueError(
             f"loss_fn returned {jax.tree.structure(output)}; return losses, or (losses, weights) of equal shape."
         )
-    for part, kinds in zip(parts, ((jnp.floating, jnp.integer), (jnp.floating, jnp.integer, jnp.bool_)), strict=False):
+    real = (jnp.floating, jnp.integer)
+    for part, kinds in zip(parts, (real, (*real, jnp.bool_)), strict=False):  # weights may be a mask
         if not any(jnp.issubdtype(part.dtype, kind) for kind in kinds):
             raise ValueError(f"loss_fn returned numbers of type {part.dtype}; return real losses and weights.")
     shapes = [part.shape for part in parts]

@@ -76,7 +76,7 @@ class LanguageRun(ExperimentRun[LanguageExperiment]):
         _, apply = attention_only(self.experiment.model)
         return analyse(
             self.experiment, bank, apply, self.rows, self.models, f"seed_{seed}",
-            lambda: self._timed(f"metrics of seed {seed}"),
+            lambda kind: self._timed(f"{kind} of seed {seed}"),
         )  # fmt: skip
 
     def shown(self, measured: Analyses) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def analyse(
     rows: Rows,
     folder: Path,
     name: str,
-    timing: Callable[[], AbstractContextManager[None]],
+    timing: Callable[[str], AbstractContextManager[None]],
 ) -> Analyses:
     """Measures a bank, or reads what was measured before.
 
@@ -53,14 +53,14 @@ def analyse(
         rows: what it was trained on, and what it was not.
         folder: of the run; measures are kept in `folder/MEASURE/name`.
         name: of the model.
-        timing: context in which each measure that is missing is made.
+        timing: context, by name, in which each measure that is missing is made.
     """
     corpus, held_out = rows.corpus, rows.corpus.held_out[: experiment.num_test_rows]
     identity = (bank.fingerprint(), as_dict(experiment.model), *map(array_digest, (corpus.train, held_out)))
 
     def measures(kind: str, make: Callable[[], xr.Dataset], *facts: object) -> xr.Dataset:
         def timed() -> xr.Dataset:
-            with timing():
+            with timing(kind):
                 return make()
 
         return kept(folder / kind / name, (*identity, *facts), timed)

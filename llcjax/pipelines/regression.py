@@ -63,7 +63,7 @@ class RegressionRun(ExperimentRun[RegressionExperiment]):
         exact = _functions(dataclasses.replace(self.experiment, kernels="xla", activations="float32"))
         return analyse(
             self.experiment, bank, (exact.apply, exact.loss), self.models, f"seed_{seed}",
-            self.experiment.swept_steps(bank.steps, seed), timing=lambda: self._timed(f"metrics of seed {seed}"),
+            self.experiment.swept_steps(bank.steps, seed), timing=lambda kind: self._timed(f"{kind} of seed {seed}"),
         )  # fmt: skip
 
     def shown(self, measured: Analyses) -> dict[str, Any]:

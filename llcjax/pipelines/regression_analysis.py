@@ -50,7 +50,7 @@ def analyse(
     name: str,
     swept: Int[np.ndarray, " checkpoint"],
     *,
-    timing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    timing: Callable[[str], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Analyses:
     """Measures a bank, or reads what was measured before.
 
@@ -61,7 +61,7 @@ def analyse(
         folder: of the run; measures are kept in `folder/MEASURE/name`.
         name: of the model.
         swept: steps of the curvature.
-        timing: context in which each measure that is missing is made.
+        timing: context, by name, in which each measure that is missing is made.
     """
     (apply, loss), config, task = functions, experiment.analysis, experiment.task
     inspect = icl_internals(experiment.model, task.num_tokens, task.token_width)
@@ -80,7 +80,7 @@ def analyse(
 
     def measures(kind: str, make: Callable[[], xr.Dataset], *facts: object) -> xr.Dataset:
         def timed() -> xr.Dataset:
-            with timing():
+            with timing(kind):
                 return make()
 
         return kept(folder / kind / name, (*identity, *facts), timed)
