@@ -1,4 +1,4 @@
-"""Every fault, a few times each; with `-m slow` as often as the README's table says."""
+"""Every fault, a few times each; with `-m slow` as often as `tests.faults.list` says."""
 
 import pytest
 
