@@ -154,6 +154,7 @@ def _measured(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
     llc = _mean(per_chain, usable)
     with np.errstate(all="ignore"):
         health["autocorrelation_time"] = usable.sum(-1) * len(kept) / health["ess_bulk"]
+        at_start = (loss - excess).mean(-1)  # of chains that met an infinite loss not a number
     result = xr.Dataset(
         {
             "llc": (GROUP, llc),
@@ -165,7 +166,7 @@ def _measured(sweep: xr.Dataset, kept: np.ndarray) -> xr.Dataset:
             **{name: (GROUP, values) for name, values in health.items()},
             "num_chains_used": (GROUP, usable.sum(-1)),
             "mean_loss": (GROUP, _mean(loss.mean(-1), usable)),
-            "init_loss": (GROUP, _mean((loss - excess).mean(-1), usable)),
+            "init_loss": (GROUP, _mean(at_start, usable)),
         },
         coords={name: sweep[name] for name in sweep.coords if name != "draw" and name != "position"},
     )

@@ -50,7 +50,12 @@ def example_sweep(steps: np.ndarray = STEPS, num_settings: int = 1) -> xr.Datase
     baseline = example_loss(steps)[:, None, None, None] + rng.normal(size=shape) * 0.2
     excess = height[:, :, None, None] * (climb + 0.05 * rng.normal(size=(4, 1))) + noise
     return xr.Dataset(
-        {"loss": (dims, baseline + excess), "baseline_loss": (dims, baseline)},
+        {
+            "loss": (dims, baseline + excess),
+            "baseline_loss": (dims, baseline),
+            "first_nonfinite_step": (dims[:3], np.full(shape[:3], -1)),
+            "num_draws_done": (dims[:2], np.full(shape[:2], shape[3])),
+        },
         coords={"checkpoint": steps, "draw": draws, "chain": np.arange(4), **_settings(n_beta)},
         attrs={"chance": CHANCE, "num_burnin_steps": 300},
     )

@@ -49,7 +49,7 @@ def test_the_training_program_lowers_for_tpu():
     seeds = np.arange(2)
     state = jax.eval_shape(jax.vmap(lambda seed: _start(INIT, optimizer, seed)), seeds)
     shape = jax.ShapeDtypeStruct((), jnp.int32)
-    exported = export.export(advance, platforms=["tpu"])(state, jax.ShapeDtypeStruct((2,), jnp.int32), shape, shape)
+    exported = export.export(advance, platforms=["tpu"])(state, jax.ShapeDtypeStruct((2,), jnp.int32), shape, shape, ())
     assert exported.platforms == ("tpu",)
 
 
