@@ -21,6 +21,11 @@ from jaxtyping import Float
 from llcjax import checks, diagnostics, verdicts
 from llcjax.types import CHAIN, DRAW, GROUP
 
+DIMS = {
+    **dict.fromkeys(("loss", "baseline_loss", "distance", "gradient_norm", "acceptance", "acceptance_full"), DRAW),
+    "full_loss": DRAW, "first_nonfinite_step": CHAIN, "num_draws_done": GROUP, "prior_loss": GROUP,
+}  # fmt: skip
+"""Dimensions of what a sweep records of every run."""
 CONFIDENCE = 0.95
 BLOCK = 2**21
 """Numbers of one variable that are looked at in one go (16 MiB as float64)."""
@@ -52,9 +57,10 @@ def check_sweep(sweep: Any) -> None:
     needed = {"loss", "num_draws_done", "first_nonfinite_step", "draw", "n_beta", "localization", "step_size"}
     if lacking := sorted(needed - set(map(str, sweep.variables))):
         raise ValueError(f"sweep has no {lacking[0]}; give what llcjax.sweep or llcjax.open_sweep returns.")
-    wanted = ("checkpoint", "setting", "chain", "draw")
-    if set(sweep["loss"].dims) != set(wanted) or 0 in sweep["loss"].shape:
-        raise ValueError(f"sweep has a loss of sizes {dict(sweep['loss'].sizes)}; it needs {', '.join(wanted)}.")
+    for name, wanted in DIMS.items():
+        if name in sweep and (set(sweep[name].dims) != set(wanted) or 0 in sweep[name].shape):
+            sizes = checks.shown(dict(sweep[name].sizes))
+            raise ValueError(f"sweep has a {name} of sizes {sizes}; it needs {', '.join(wanted)}.")
 
 
 def kept_draws(sweep: xr.Dataset, num_burnin_steps: int | None = None, thin: int = 1) -> np.ndarray:
