@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from llcjax import checks
 from llcjax.types import ApplyFn, Params
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
@@ -65,7 +66,8 @@ class DecoderConfig:
             ValueError: a size that is none, or heads that do not divide.
         """
         sizes = ("num_layers", "num_heads", "num_key_value_heads", "model_width", "head_width", "mlp_width")
-        check_numbers(**{name: getattr(self, name) for name in (*sizes, "vocabulary", "num_tokens")})
+        for name in (*sizes, "vocabulary", "num_tokens"):
+            checks.count(name, getattr(self, name), 1, LARGEST)
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_key_value_heads={self.num_key_value_heads}; "
@@ -74,20 +76,7 @@ class DecoderConfig:
         if not 0 <= self.rotary_width <= self.head_width:
             raise ValueError(f"rotary_width={self.rotary_width} must be between 0 and head_width={self.head_width}.")
         for name in ("norm_epsilon", "rotary_base"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value!r:.100} must be a finite number of 0 or more.")
-
-
-def check_numbers(**sizes: Any) -> None:
-    """Refuses sizes of a model that are no whole numbers, below 1 or beyond any model.
-
-    Raises:
-        ValueError: the sentence names the size.
-    """
-    for name, size in sizes.items():
-        if type(size) is not int or not 1 <= size <= LARGEST:
-            raise ValueError(f"{name}={size!r:.100} must be a whole number from 1 to {LARGEST:,}.")
+            checks.number(name, getattr(self, name))
 
 
 class Pretrained(NamedTuple):

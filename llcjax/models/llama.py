@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from llcjax.models.decoder import DecoderConfig, check_numbers
+from llcjax import checks
+from llcjax.models.decoder import LARGEST, DecoderConfig
 from llcjax.models.layout import activation, plain_rope
 from llcjax.models.tensors import Tensors, dense, norm, unembed
 from llcjax.types import Params
@@ -44,7 +45,7 @@ def _llama3_frequencies(rope: Mapping[str, Any], base: float, width: int) -> tup
     """Frequencies of Llama 3.1: slow ones divided by `factor`, a smooth step between (its reference code)."""
     if rope.get("rope_type", rope.get("type", "default")) != "llama3":
         return plain_rope(rope)
-    check_numbers(head_width=width)
+    checks.count("head_width", width, 1, LARGEST)
     frequencies = base ** (-np.arange(width // 2) * 2 / width)
     turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]

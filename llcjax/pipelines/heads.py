@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ import xarray as xr
 from llcjax.checkpoints import CheckpointBank, check_fits, import_bank
 from llcjax.components import component_masks, head_names
 from llcjax.config import SweepConfig, as_dict
-from llcjax.estimators import estimates
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
 from llcjax.models.sizes import Activations
-from llcjax.pipelines.pretrained import checked_rows
-from llcjax.report import write_report
+from llcjax.pipelines.pretrained import checked_rows, parts_report
 from llcjax.sweep import sweep
 from llcjax.tasks.text import next_token_loss
 from llcjax.types import Params
@@ -79,20 +76,8 @@ def run_heads(options: HeadsSweep, out: Path, *, command: str, progress: bool = 
         out=out / "sweep",
         progress=progress,
     )
-    table = estimates(facts)
-    path = write_report(
-        out,
-        title=f"Heads of {options.bank.name}",
-        sweep=facts,
-        estimates=table,
-        metrics=None,
-        stages=None,
-        config={**as_dict(options.sweep), "model": as_dict(model), "bank": str(options.bank)},
-        provenance=json.loads(facts.attrs["provenance"]),
-        command=command,
-        chance_name="uniform predictor",
-    )
-    return path, table
+    config = {**as_dict(options.sweep), "model": as_dict(model), "bank": str(options.bank)}
+    return parts_report(facts, out, title=f"Heads of {options.bank.name}", config=config, command=command)
 
 
 def spread(bank: CheckpointBank, count: int | None) -> CheckpointBank:

@@ -88,11 +88,18 @@ class LanguageExperiment(ExperimentConfig):
         return dataclasses.replace(ExperimentConfig.alone(self, seed), **named, text=text)
 
 
+_SMALL_MODEL = AttentionOnlyConfig(num_heads=4, model_width=64, num_tokens=64, vocabulary=512)
+_SMALL_SWEEP = SweepConfig(
+    n_beta=(30.0,), localization=(1000.0,), step_size=(1e-4,), num_chains=4, num_draws=80, num_burnin_steps=40,
+    batch_size=16, draws_per_chunk=40,
+)  # fmt: skip
+"""What the presets for 2 cores share."""
+
 PRESETS: dict[str, LanguageExperiment] = {
     # The pipeline in small on text that every Python carries, for 2 cores; README.md of experiments/language has the
     # figures.
     "quick": LanguageExperiment(
-        model=AttentionOnlyConfig(num_heads=4, model_width=64, num_tokens=64, vocabulary=512),
+        model=_SMALL_MODEL,
         train=TrainConfig(
             num_steps=1500,
             batch_size=32,
@@ -103,16 +110,7 @@ PRESETS: dict[str, LanguageExperiment] = {
             num_log_checkpoints=14,
             num_linear_checkpoints=7,
         ),
-        sweep=SweepConfig(
-            n_beta=(30.0,),
-            localization=(1000.0,),
-            step_size=(1e-4,),
-            num_chains=4,
-            num_draws=80,
-            num_burnin_steps=40,
-            batch_size=16,
-            draws_per_chunk=40,
-        ),
+        sweep=_SMALL_SWEEP,
         held_out=0.1,
         num_test_rows=128,
         num_probes=128,
@@ -120,7 +118,7 @@ PRESETS: dict[str, LanguageExperiment] = {
     # A language with known answers: one layer cannot copy, two layers learn to; for 2 cores.
     "synthetic": LanguageExperiment(
         source="synthetic",
-        model=AttentionOnlyConfig(num_heads=4, model_width=64, num_tokens=64, vocabulary=33),
+        model=dataclasses.replace(_SMALL_MODEL, vocabulary=33),
         train=TrainConfig(
             num_steps=1500,
             batch_size=64,
@@ -131,16 +129,7 @@ PRESETS: dict[str, LanguageExperiment] = {
             num_log_checkpoints=12,
             num_linear_checkpoints=13,
         ),
-        sweep=SweepConfig(
-            n_beta=(30.0,),
-            localization=(1000.0,),
-            step_size=(1e-4,),
-            num_chains=4,
-            num_draws=80,
-            num_burnin_steps=40,
-            batch_size=16,
-            draws_per_chunk=40,
-        ),
+        sweep=_SMALL_SWEEP,
         num_test_rows=512,
         num_probes=256,
         further=("one_layer",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +67,39 @@ def run_pretrained(
         ValueError: bad input, before anything is sampled.
     """
     facts = sweep_models(options, out / "sweep", progress=progress)
-    table = estimates(facts)
-    names = list(facts.attrs.get("components", ()))
+    title = " ".join(path.name for path in options.model[:3]) + (" ..." if len(options.model) > 3 else "")
+    config = {**as_dict(options.sweep), "model": [str(path) for path in options.model]}
+    return parts_report(facts, out, title=title, config=config, command=command)
+
+
+def parts_report(
+    facts: xr.Dataset, out: Path, *, title: str, config: Mapping[str, Any], command: str
+) -> tuple[Path, xr.Dataset]:
+    """The report of a sweep of language models or of their parts; opens on the whole model where it was swept.
+
+    Args:
+        facts: the sweep.
+        out: folder of the report.
+        title: heading of the page.
+        config: what it was made with.
+        command: what to type to do it again.
+
+    Returns:
+        The path of the report, and the estimates.
+    """
+    table, names = estimates(facts), list(facts.attrs.get("components", ()))
     path = write_report(
         out,
-        title=" ".join(path.name for path in options.model[:3]) + (" ..." if len(options.model) > 3 else ""),
+        title=title,
         sweep=facts,
         estimates=table,
         metrics=None,
         stages=None,
-        config={**as_dict(options.sweep), "model": [str(path) for path in options.model]},
+        config=config,
         provenance=json.loads(facts.attrs["provenance"]),
         command=command,
         chance_name="uniform predictor",
-        setting=names.index("full") * len(options.sweep.settings) if "full" in names else 0,
+        setting=names.index("full") * (table.sizes["setting"] // len(names)) if "full" in names else 0,
     )
     return path, table
 
