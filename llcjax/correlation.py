@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from llcjax import checks
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveErrors:
@@ -111,7 +113,7 @@ def measured_errors(errors: np.ndarray | None, covariance: Any, order: np.ndarra
         if covariance.stderr.shape != order.shape:
             raise ValueError(f"error_covariance is of {covariance.stderr.shape} points; give {order.shape} errors.")
         return replace(covariance, stderr=covariance.stderr[order])
-    matrix = np.asarray(covariance, dtype=np.float64)
+    matrix = checks.reals("error_covariance", covariance)
     if matrix.shape != (order.size, order.size) or not np.all(np.isfinite(matrix)):
         raise ValueError(f"error_covariance has shape {matrix.shape}; give a finite {(order.size,) * 2}.")
     smallest, largest = np.linalg.eigvalsh(matrix)[[0, -1]]
