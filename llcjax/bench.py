@@ -18,13 +18,13 @@ from llcjax.checkpoints import bank_of
 from llcjax.config import Precision, SweepConfig
 from llcjax.forecast import forecast
 from llcjax.keys import as_key
-from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
+from llcjax.models.attention_only import AttentionOnlyConfig, attention_only, attention_only_losses
 from llcjax.models.icl_transformer import icl_transformer
 from llcjax.models.kernels import Kernels
 from llcjax.models.sizes import Activations
 from llcjax.pipelines.regression import PRESETS
 from llcjax.tasks.regression import squared_error
-from llcjax.tasks.text import next_token_loss
+from llcjax.tasks.text import loss_of_next_tokens
 from llcjax.trees import num_params
 from llcjax.types import LossFn, Params
 
@@ -108,10 +108,11 @@ def _regression(kernels: Kernels = "xla", activations: Activations = "float32") 
 def _language(activations: Activations) -> Workload:
     """The language model of arXiv 2402.02364, untrained, on random tokens."""
     config = AttentionOnlyConfig()
-    init, apply = attention_only(config, activations)
+    init, _ = attention_only(config, activations)
     shape = (NUM_EXAMPLES // 8, config.num_tokens)
     tokens = jax.random.randint(as_key(1), shape, 0, config.vocabulary)
-    return Workload(next_token_loss(apply), init(as_key(0)), tokens, 100)
+    loss_fn = loss_of_next_tokens(attention_only_losses(config, activations))
+    return Workload(loss_fn, init(as_key(0)), tokens, 100)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {

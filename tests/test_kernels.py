@@ -9,10 +9,14 @@ from jax.lax import DotAlgorithmPreset
 
 from llcjax import trees
 from llcjax.models import TransformerConfig, icl_transformer
+from llcjax.models.attention_only import AttentionOnlyConfig, attention_only, attention_only_losses
 from llcjax.models.kernels import Products, kernel_products
 from llcjax.models.kernels.block_tail import TailSpec, TailWeights, block_tail
+from llcjax.models.kernels.cross_entropy import linear_cross_entropy
 from llcjax.models.kernels.normed_linear import LinearSpec, normed_linear
 from llcjax.models.kernels.short_attention import AttentionSpec, short_attention
+from llcjax.posterior import evaluate
+from llcjax.tasks.text import loss_of_next_tokens, next_token_loss
 
 SIZES = {
     "the paper's": (TransformerConfig(num_layers=1), 16, 8),
@@ -162,3 +166,63 @@ def test_exact_products_leave_the_kernels_out(monkeypatch):
 def test_an_unknown_switch_is_refused():
     with pytest.raises(ValueError, match="kernels='cuda' is unknown; choose auto, xla or pallas"):
         kernel_products("cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(256, 512), (100, 700), (7, 33)])
+def test_cross_entropy_after_a_linear_map_is_that_of_plain_jax(rows, vocabulary, dtype):
+    keys = jax.random.split(jax.random.key(0), 5)
+    x = jax.random.normal(keys[0], (rows, 16)).astype(dtype)
+    weight = jax.random.normal(keys[1], (16, vocabulary)).astype(dtype)
+    bias, wanted = jax.random.normal(keys[2], (vocabulary,)), jax.random.normal(keys[3], (rows,))
+    labels = jax.random.randint(keys[4], (rows,), 0, vocabulary)
+
+    def plain(x, weight, bias):
+        logits = jnp.dot(x, weight).astype(jnp.float32) + bias
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    def ours(x, weight, bias):
+        return linear_cross_entropy(Products(None, interpret=True), x, weight, bias, labels)
+
+    results = [
+        jax.jit(lambda *args, losses=losses: (losses(*args), *jax.vjp(losses, *args)[1](wanted)))(x, weight, bias)
+        for losses in (plain, ours)
+    ]
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == other.dtype
+        assert float(jnp.linalg.norm((one - other).astype(jnp.float32))) <= tolerance * float(
+            jnp.linalg.norm(one.astype(jnp.float32))
+        )
+
+
+def test_the_language_model_gives_the_same_losses_by_kernels():
+    config = AttentionOnlyConfig(num_heads=2, model_width=16, num_tokens=8, vocabulary=50)
+    init, apply = attention_only(config)
+    params = jax.vmap(init)(jax.random.split(jax.random.key(0), 2))
+    tokens = jax.random.randint(jax.random.key(1), (3, 8), 0, 50)
+    found = [
+        jax.jit(jax.vmap(jax.value_and_grad(lambda p, loss=loss: evaluate(loss, p, tokens).mean)))(params)
+        for loss in (
+            next_token_loss(apply),
+            loss_of_next_tokens(attention_only_losses(config, kernels="xla")),
+            loss_of_next_tokens(attention_only_losses(config, kernels="pallas")),
+        )
+    ]
+    for other in found[1:]:
+        for one, two in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(one, two, rtol=2e-5, atol=1e-7)
+
+
+def test_cross_entropy_lowers_for_a_gpu():
+    if jax.__version_info__ >= (0, 11):
+        pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
+    products = Products(DotAlgorithmPreset.BF16_BF16_F32, interpret=False)
+
+    def loss(x, weight, bias, labels):
+        return jnp.sum(linear_cross_entropy(products, x, weight, bias, labels))
+
+    shapes = [((3, 200, 32), "bfloat16"), ((3, 32, 5000), "bfloat16"), ((3, 5000), "float32"), ((3, 200), "int32")]
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    text = jax.jit(jax.vmap(jax.grad(loss))).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 2

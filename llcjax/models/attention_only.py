@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from llcjax.models.attention import causal_attention
 from llcjax.models.functional import functional
+from llcjax.models.kernels import Kernels, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
+from llcjax.tasks.text import Losses, cross_entropy
 from llcjax.types import ApplyFn, InitFn, Params
 
 
@@ -57,9 +60,28 @@ def attention_only(config: AttentionOnlyConfig, activations: Activations = "floa
     Raises:
         ValueError: activations in float16, whose range is too small here.
     """
-    if activations == "float16":
-        raise ValueError("activations='float16' would lose the gradients of the logits; choose bfloat16 or float32.")
-    return functional(lambda rngs: _LanguageModel(config, jnp.dtype(activations), rngs))
+    return functional(_maker(config, activations))
+
+
+def attention_only_losses(
+    config: AttentionOnlyConfig, activations: Activations = "float32", kernels: Kernels = "auto"
+) -> Losses:
+    """The losses of the language model without its logits, which are its largest array: faster on a GPU.
+
+    Args:
+        config: sizes.
+        activations: as in `attention_only`.
+        kernels: how the cross-entropy is computed: xla, pallas for kernels of our own, or auto, which takes them on a
+            GPU unless products are to be exact.
+
+    Returns:
+        `(params, (tokens, labels)) -> losses`, for `llcjax.tasks.text.loss_of_next_tokens`.
+
+    Raises:
+        ValueError: activations in float16, or an unknown switch.
+    """
+    kernel_products(kernels)
+    return functional(_maker(config, activations, kernels), "losses")[1]
 
 
 def attention_patterns(
@@ -69,8 +91,15 @@ def attention_patterns(
 
     Takes L x B x H x T x T x 4 bytes: 67 MB a sequence at the paper's sizes.
     """
-    _, patterns = functional(lambda rngs: _LanguageModel(config, jnp.dtype("float32"), rngs), "patterns")
-    return patterns(params, tokens)
+    return functional(_maker(config), "patterns")[1](params, tokens)
+
+
+def _maker(
+    config: AttentionOnlyConfig, activations: Activations = "float32", kernels: Kernels = "auto"
+) -> Callable[[nnx.Rngs], _LanguageModel]:
+    if activations == "float16":
+        raise ValueError("activations='float16' would lose the gradients of the logits; choose bfloat16 or float32.")
+    return lambda rngs: _LanguageModel(config, jnp.dtype(activations), kernels, rngs)
 
 
 class _Attention(nnx.Module):
@@ -130,9 +159,10 @@ class _Block(nnx.Module):
 class _LanguageModel(nnx.Module):
     """Embedding, blocks, final norm, unembedding of its own."""
 
-    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, kernels: Kernels, rngs: nnx.Rngs) -> None:
         spread = nnx.initializers.normal(_std(config))
         self.activations = dtype
+        self.kernels: Kernels = kernels
         self.embed = nnx.Param(spread(rngs.params(), (config.vocabulary, config.model_width), jnp.float32))
         self.positions = nnx.Param(spread(rngs.params(), (config.num_tokens, config.model_width), jnp.float32))
         self.blocks = nnx.List([_Block(config, dtype, rngs) for _ in range(config.num_layers)])
@@ -140,16 +170,36 @@ class _LanguageModel(nnx.Module):
         self.unembed = nnx.Linear(config.model_width, config.vocabulary, kernel_init=spread, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
-        *_, x_BTD = self._stream(tokens_BT)
-        with jax.named_scope("norm"):
-            normed_BTD = self.final_norm(x_BTD)
+        normed_BTD = self._normed(tokens_BT)
         with jax.named_scope("unembed"):
             return self.unembed(normed_BTD)
+
+    def losses(self, pair: tuple[Int[Array, "B T"], Int[Array, "B T"]]) -> Float[Array, "B T"]:
+        """Cross-entropy of labels, each after its token."""
+        (tokens_BT, labels_BT), products = pair, kernel_products(self.kernels)
+        if products is None:
+            return cross_entropy(self(tokens_BT), labels_BT)
+        from llcjax.models.kernels.cross_entropy import linear_cross_entropy  # Pallas loads slowly
+
+        normed_ND = self._normed(tokens_BT).reshape(tokens_BT.size, -1)
+        weight_DV, bias_V = self.unembed.kernel[...].astype(self.activations), self.unembed.bias
+        assert bias_V is not None
+        with jax.named_scope("unembed"):
+            return linear_cross_entropy(products, normed_ND, weight_DV, bias_V[...], labels_BT.reshape(-1)).reshape(
+                labels_BT.shape
+            )
+
+    def _normed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What is mapped to logits."""
+        *_, x_BTD = self._stream(tokens_BT)
+        with jax.named_scope("norm"):
+            return self.final_norm(x_BTD)
 
     def _stream(self, tokens_BT: Int[Array, "B T"]) -> list[Float[Array, "B T D"]]:
         """The residual stream before the first block and after each."""
         with jax.named_scope("embed"):
-            stream = [jnp.take(self.embed[...].astype(self.activations), tokens_BT, axis=0)]
+            # Rows are rounded after they are taken, so that their gradients are added up in float32: faster, and exact.
+            stream = [jnp.take(self.embed[...], tokens_BT, axis=0).astype(self.activations)]
         for block in self.blocks:
             stream.append(block(stream[-1], self.positions[: tokens_BT.shape[1]]))
         return stream

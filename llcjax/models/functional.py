@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
 
-from llcjax.types import ApplyFn, InitFn, Params, PRNGKey
+from llcjax.types import InitFn, Params, PRNGKey
 
 
-def functional(make: Callable[[nnx.Rngs], nnx.Module], method: str = "__call__") -> tuple[InitFn, ApplyFn]:
+def functional(
+    make: Callable[[nnx.Rngs], nnx.Module], method: str = "__call__"
+) -> tuple[InitFn, Callable[[Params, Any], jax.Array]]:
     """Turns a constructor of an nnx module into pure functions on nested dictionaries with string keys.
 
     Args:
@@ -33,7 +36,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module], method: str = "__call__")
         state = nnx.state(make(nnx.Rngs(key)), nnx.Param)
         return _string_keys(nnx.to_pure_dict(state))
 
-    def apply(params: Params, inputs: jax.Array) -> jax.Array:
+    def apply(params: Params, inputs: Any) -> jax.Array:
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, _like(params, nnx.to_pure_dict(abstract)))
         return getattr(nnx.merge(graph, state), method)(inputs)

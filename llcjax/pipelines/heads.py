@@ -14,11 +14,11 @@ import xarray as xr
 from llcjax.checkpoints import CheckpointBank, check_fits, import_bank
 from llcjax.components import component_masks, head_names
 from llcjax.config import SweepConfig, as_dict
-from llcjax.models.attention_only import AttentionOnlyConfig, attention_only
+from llcjax.models.attention_only import AttentionOnlyConfig, attention_only, attention_only_losses
 from llcjax.models.sizes import Activations
 from llcjax.pipelines.pretrained import checked_rows, parts_report
 from llcjax.sweep import sweep
-from llcjax.tasks.text import next_token_loss
+from llcjax.tasks.text import loss_of_next_tokens
 from llcjax.types import Params
 
 REFINED = SweepConfig(
@@ -142,9 +142,10 @@ def sweep_heads(
     Raises:
         ValueError: a bank of another model, or bad input of the sweep.
     """
-    init, apply = attention_only(model, activations)
+    init, _ = attention_only(model, activations)
     check_fits(bank[:1], jax.eval_shape(init, jax.random.key(0)))
     listed = list(names or head_names(model.num_layers, model.num_heads))
     masks = component_masks(bank.checkpoint(0), listed, num_heads=model.num_heads)
     chance = float(np.log(model.vocabulary))
-    return sweep(next_token_loss(apply), bank, tokens, config, components=masks, chance=chance, out=out, **options)
+    loss_fn = loss_of_next_tokens(attention_only_losses(model, activations))
+    return sweep(loss_fn, bank, tokens, config, components=masks, chance=chance, out=out, **options)

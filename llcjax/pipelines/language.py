@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import array_digest, as_dict
-from llcjax.models.attention_only import attention_only
+from llcjax.models.attention_only import attention_only, attention_only_losses
 from llcjax.pipelines.experiment_run import ExperimentRun, Functions, Training
 from llcjax.pipelines.language_analysis import Analyses, analyse
 from llcjax.pipelines.language_config import GRIDS, PRESETS, LanguageExperiment
@@ -22,7 +22,7 @@ from llcjax.pipelines.language_parts import MAIN, PARTS
 from llcjax.pipelines.language_tables import study_tables
 from llcjax.plots import plot_attention
 from llcjax.report import Extra
-from llcjax.tasks.text import next_token_loss
+from llcjax.tasks.text import loss_of_next_tokens
 from llcjax.types import LossOutput, Params, PRNGKey
 
 
@@ -43,8 +43,9 @@ class LanguageRun(ExperimentRun[LanguageExperiment]):
 
     def functions(self) -> Functions:
         """The model and its loss of the next token."""
-        init, apply = attention_only(self.experiment.model, self.experiment.activations)
-        of_tokens = next_token_loss(apply)
+        model, activations = self.experiment.model, self.experiment.activations
+        init, apply = attention_only(model, activations)
+        of_tokens = loss_of_next_tokens(attention_only_losses(model, activations, self.experiment.kernels))
 
         def loss(params: Params, tokens: Array) -> LossOutput:
             return of_tokens(params, tokens.astype(jnp.int32))  # on the device they have 16 bits

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from llcjax.config import SweepConfig
 from llcjax.models.attention_only import AttentionOnlyConfig
+from llcjax.models.kernels import Kernels
 from llcjax.pipelines.experiment_config import ExperimentConfig
 from llcjax.tasks.synthetic_language import SyntheticLanguage
 from llcjax.train import TrainConfig
@@ -53,7 +54,9 @@ class LanguageExperiment(ExperimentConfig):
     """Most held-out rows of the metrics."""
     num_probes: int = 1024
     """Random sequences for the scores of the heads, a multiple of 32."""
-    checkpoints: tuple[int, ...] = ()
+    kernels: Kernels = "auto"
+    """How the cross-entropy is computed: xla, pallas for kernels of our own, or auto, which takes them on a GPU."""
+    sweep_steps: tuple[int, ...] = ()
     """Training steps to sweep, the nearest checkpoint of each; none = num_checkpoints of them, spread."""
 
     def __post_init__(self) -> None:
@@ -76,8 +79,8 @@ class LanguageExperiment(ExperimentConfig):
         self, steps: Int[np.ndarray, " checkpoint"], seed: int | None = None
     ) -> Int[np.ndarray, " selected"]:
         """Which checkpoints of a seed are swept; None is the first seed."""
-        if self.checkpoints:
-            return np.unique([steps[np.abs(steps - wanted).argmin()] for wanted in self.checkpoints])
+        if self.sweep_steps:
+            return np.unique([steps[np.abs(steps - wanted).argmin()] for wanted in self.sweep_steps])
         return ExperimentConfig.swept_steps(self, steps, seed)
 
     def alone(self, seed: int) -> Self:
@@ -159,7 +162,9 @@ PRESETS: dict[str, LanguageExperiment] = {
             precision="bf16",
         ),
         activations="bfloat16",
-        num_checkpoints=120,
+        num_checkpoints=100,
+        num_test_rows=256,
+        num_probes=256,
         further=("later", "calibrated", "dip", "one_layer"),
     ),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from llcjax.config import SweepConfig
 from llcjax.pipelines.experiment_config import Part
@@ -16,6 +15,9 @@ DIP = (3_000, 4_500, 5_500, 6_500, 7_000, 7_500, 8_000, 8_500, 9_500, 11_000, 13
 """Steps across LM2, LM3 and LM4; the LLC that was published falls by 0.8 between 6,500 and 8,500."""
 
 
+_FEWEST = len(LanguageExperiment.marked_steps) + 2
+
+
 def local_sweep(sweep: SweepConfig) -> SweepConfig:
     """A setting whose prior is 33 times as narrow as the published one, so that chains should stay below chance.
 
@@ -23,18 +25,15 @@ def local_sweep(sweep: SweepConfig) -> SweepConfig:
     what `llcjax calibrate language` recommends on trained models of this size.
     """
     return dataclasses.replace(
-        sweep, localization=(10_000.0,), step_size=(2e-5,), num_burnin_steps=100, baseline="paired"
+        sweep, localization=(10_000.0,), step_size=(2e-5,), num_burnin_steps=100, batch_size=32, baseline="paired"
     )
 
 
-def _swept(**changes: Any) -> Part:
-    """The models of the first part, swept with changes to its setting."""
-    words = ", ".join(f"{name} {value:g}" for name, value in changes.items())
-
-    def vary(experiment: LanguageExperiment) -> LanguageExperiment:
-        return dataclasses.replace(experiment, sweep=dataclasses.replace(experiment.sweep, **changes))
-
-    return Part(f"the setting of later papers: {words}", vary, False)
+def _later(experiment: LanguageExperiment) -> LanguageExperiment:
+    sweep = dataclasses.replace(
+        experiment.sweep, n_beta=(30.0,), localization=(200.0,), step_size=(1e-3,), batch_size=32, baseline="paired"
+    )
+    return dataclasses.replace(experiment, sweep=sweep)
 
 
 def _calibrated(experiment: LanguageExperiment) -> LanguageExperiment:
@@ -42,15 +41,17 @@ def _calibrated(experiment: LanguageExperiment) -> LanguageExperiment:
 
 
 def _dip(experiment: LanguageExperiment) -> LanguageExperiment:
-    return dataclasses.replace(experiment, checkpoints=DIP, sweep=dataclasses.replace(experiment.sweep, num_chains=20))
+    return dataclasses.replace(experiment, sweep_steps=DIP, sweep=dataclasses.replace(experiment.sweep, num_chains=20))
 
 
 def _one_layer(experiment: LanguageExperiment) -> LanguageExperiment:
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, num_layers=1))
+    model = dataclasses.replace(experiment.model, num_layers=1)
+    count = experiment.num_checkpoints  # half of them show the control's curve
+    return dataclasses.replace(experiment, model=model, num_checkpoints=count and max(count // 2, _FEWEST))
 
 
 PARTS: dict[str, Part] = {
-    "later": _swept(n_beta=30.0, localization=200.0, step_size=1e-3, batch_size=32),
+    "later": Part("the setting of later papers: n_beta 30, localization 200, step size 1e-3", _later, False),
     "calibrated": Part("a narrower prior, local chains", _calibrated, False),
     "dip": Part("20 chains at 12 checkpoints across LM2 to LM4", _dip, False),
     "one_layer": Part("the control: one layer, which cannot copy", _one_layer, True),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llcjax.types import ApplyFn, LossFn, Params
 
+Losses = Callable[[Params, tuple[Int[Array, "batch token"], Int[Array, "batch token"]]], Float[Array, "batch token"]]
+"""`(params, (tokens, labels)) -> losses`: minus the log probability of each label after its token, in nats."""
+
 
 def next_token_loss(apply: ApplyFn) -> LossFn:
+    """Cross-entropy of each next token in nats, from a model's logits; see `loss_of_next_tokens`."""
+    return loss_of_next_tokens(lambda params, pair: cross_entropy(apply(params, pair[0]), pair[1]))
+
+
+def loss_of_next_tokens(losses: Losses) -> LossFn:
     """Cross-entropy of each next token in nats, shape `(batch, token)`, with weights that leave out the last position.
 
     The last position has no next token. It is kept, with weight 0, because attention is faster at a length that is a
@@ -17,8 +27,8 @@ def next_token_loss(apply: ApplyFn) -> LossFn:
     """
 
     def loss(params: Params, tokens: Int[Array, "batch token"]) -> tuple[Array, Array]:
-        losses = cross_entropy(apply(params, tokens), jnp.roll(tokens, -1, axis=1))
-        return losses, jnp.broadcast_to(jnp.arange(tokens.shape[1]) < tokens.shape[1] - 1, losses.shape)
+        found = losses(params, (tokens, jnp.roll(tokens, -1, axis=1)))
+        return found, jnp.broadcast_to(jnp.arange(tokens.shape[1]) < tokens.shape[1] - 1, found.shape)
 
     return loss
 
