@@ -94,6 +94,17 @@ def test_a_finished_study_is_not_run_again(study):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_calibrate_through_the_command_line(tmp_path, capsys):
+    sizes = "--model.num-heads 2 --model.model-width 8 --model.num-tokens 16 --model.vocabulary 7"
+    language = "--synthetic.num-words 6 --synthetic.num-tokens 16 --synthetic.shortest 3 --synthetic.longest 5"
+    training = "--train.num-steps 20 --train.batch-size 4 --num-rows 64 --num-test-rows 32 --num-probes 32"
+    grid = "--sweep.num-draws 6 --sweep.num-burnin-steps 2 --sweep.num-chains 2 --sweep.batch-size 4 --checkpoints 1 20"
+    words = f"calibrate language --preset synthetic --no-progress {sizes} {language} {training} {grid}"
+    main([*words.split(), "--sweep.step-size", "1e-5", "1e-4", "--out", str(tmp_path)])
+    assert "LLC at steps 1, 20" in capsys.readouterr().out
+    assert (tmp_path / "calibration" / "calibration.html").exists()
+
+
 def test_a_sweep_is_made_again_bit_for_bit_and_its_folder_is_its_own(swept, tmp_path, capsys):
     main(["rerun", "--no-progress", str(swept.out / "sweeps" / "seed_0"), "--out", str(tmp_path / "again")])
     assert "bit for bit" in capsys.readouterr().out

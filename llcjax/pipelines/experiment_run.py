@@ -51,8 +51,10 @@ class Functions(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Where the batches of training come from."""
+    """What is trained, and where its batches come from."""
 
+    loss: LossFn
+    """Not always that of the sweep, whose kernels are for many chains at once."""
     sample: Callable[..., Batch]
     data: Any
     """Arrays that `sample` draws from, or None."""
@@ -124,7 +126,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
 
     @abc.abstractmethod
     def training(self) -> Training:
-        """Where the batches of training come from."""
+        """What is trained, and where its batches come from."""
 
     @property
     @abc.abstractmethod
@@ -252,7 +254,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         work, given = self.models / "training", self.training()
         with self._timed("training"):
             banks = train(
-                self.init, self.loss, given.sample, self.experiment.train, data=given.data, work_dir=work,
+                self.init, given.loss, given.sample, self.experiment.train, data=given.data, work_dir=work,
                 progress=self.progress, provenance=given.facts,
             )  # fmt: skip
         for bank in banks:

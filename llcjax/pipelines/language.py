@@ -55,7 +55,7 @@ class LanguageRun(ExperimentRun[LanguageExperiment]):
     def training(self) -> Training:
         """Rows of the corpus, gathered on the device with replacement."""
         facts = {"model": as_dict(self.experiment.model), "rows": array_digest(self.rows.corpus.train)}
-        return Training(_gathered, self.rows.corpus.train, facts)
+        return Training(self.loss, _gathered, self.rows.corpus.train, facts)
 
     @property
     def num_examples(self) -> int:

@@ -35,9 +35,9 @@ class RegressionRun(ExperimentRun[RegressionExperiment]):
         return _functions(self.experiment)
 
     def training(self) -> Training:
-        """Fresh sequences."""
+        """Fresh sequences; without kernels, which would leave a GPU idle at a few seeds and small batches."""
         task, model = self.experiment.task, self.experiment.model
-        return Training(task.sample, None, {"task": as_dict(task), "model": as_dict(model)})
+        return Training(self._exact().loss, task.sample, None, {"task": as_dict(task), "model": as_dict(model)})
 
     @property
     def num_examples(self) -> int:
@@ -59,12 +59,15 @@ class RegressionRun(ExperimentRun[RegressionExperiment]):
 
     def analyses(self, seed: int, bank: CheckpointBank) -> Analyses:
         """What is measured on one seed beside the LLC, measured where it is not there yet."""
-        # Kernels have no Hessians, and nothing is rounded where speed does not matter.
-        exact = _functions(dataclasses.replace(self.experiment, kernels="xla", activations="float32"))
+        exact = self._exact()
         return analyse(
             self.experiment, bank, (exact.apply, exact.loss), self.models, f"seed_{seed}",
             self.experiment.swept_steps(bank.steps, seed), timing=lambda kind: self._timed(f"{kind} of seed {seed}"),
         )  # fmt: skip
+
+    def _exact(self) -> Functions:
+        """Without kernels, which have no Hessians, and without rounding where speed does not matter."""
+        return _functions(dataclasses.replace(self.experiment, kernels="xla", activations="float32"))
 
     def shown(self, measured: Analyses) -> dict[str, Any]:
         """Structure, attention, paths and curvature."""

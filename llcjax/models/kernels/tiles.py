@@ -16,6 +16,10 @@ from llcjax.models.kernels import NORM_EPSILON, Products
 _OPERANDS = {lax.DotAlgorithmPreset.BF16_BF16_F32: jnp.bfloat16, lax.DotAlgorithmPreset.F16_F16_F32: jnp.float16}
 
 
+_LEAST_PROGRAMS = 8
+"""Of a chain; each leaves gradients of the weights that are written and read once more."""
+
+
 class Launch(NamedTuple):
     """How a kernel is cut up."""
 
@@ -29,8 +33,8 @@ class Launch(NamedTuple):
     """2 loads the next tile while the program works on one, 3 the next two; each takes shared memory."""
 
     def program_rows(self, count: int) -> int:
-        """Of a program, fewer where there are few rows."""
-        return min(self.rows * self.tiles, max(self.rows, 1 << (count - 1).bit_length()))
+        """Of a program, fewer where there are few rows, so that one chain alone has programs for several processors."""
+        return min(self.rows * self.tiles, max(self.rows, (1 << (count - 1).bit_length()) // _LEAST_PROGRAMS))
 
     @property
     def compiler_params(self) -> triton.CompilerParams:
