@@ -20,19 +20,15 @@ import xarray as xr
 from llcjax import processes, trees
 from llcjax.calibrate import Calibration, calibrate
 from llcjax.checkpoints import CheckpointBank, check_fits, import_bank, is_bank, load_bank, save_bank
-from llcjax.config import SweepConfig, as_dict, fingerprint
-from llcjax.curve_verdict import loss_copy
+from llcjax.config import SweepConfig, as_dict
 from llcjax.data import DataSource
-from llcjax.estimators import estimates
 from llcjax.forecast import Forecast, forecast
 from llcjax.keys import as_key
 from llcjax.output_folder import only_run, writing_to
 from llcjax.pipelines.experiment_config import PIPELINE, Experiment, Part, part_experiment, rebuilt
+from llcjax.pipelines.experiment_report import SeedReport, report_seed
 from llcjax.pipelines.run_folder import check_all_but, claim, timed
-from llcjax.provenance import provenance
-from llcjax.report import write_report
 from llcjax.report.calibration import write_calibration
-from llcjax.stages import Stages, llc_stages
 from llcjax.store import is_complete, open_sweep
 from llcjax.sweep import check_data, check_finite, sweep
 from llcjax.train import finish_training, train
@@ -357,63 +353,22 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         loss, swept, _ = self._swept(bank)
         return forecast(loss, swept, self.data(), self.experiment.sweep)
 
-    def report(self) -> dict[int, tuple[Path, Stages | None, xr.Dataset]]:
+    def report(self) -> dict[int, SeedReport]:
         """Estimates, stages and report of each swept seed; the first one's report is the folder's."""
         if not self._is_trained():
             raise ValueError(f"{self.out} holds no finished training; run `llcjax run` on it first.")
         results = {}
         for position, (seed, bank) in enumerate(self._held_banks().items()):
-            facts = open_sweep(self._sweep_path(seed))
-            folder = self.out if position == 0 else self.out / f"seed_{seed}"
-            results[seed] = self._report(folder, seed, facts, self.analyses(seed, bank))
-        return results
-
-    def _report(
-        self, folder: Path, seed: int, facts: xr.Dataset, measured: Any
-    ) -> tuple[Path, Stages | None, xr.Dataset]:
-        table, metrics = estimates(facts), measured.behaviour
-        copied = loss_copy(table.isel(setting=0))
-        notes = [] if copied is None else [copied.sentence]
-        try:
-            stages = llc_stages(table, metrics["test_loss"].sel(checkpoint=table["checkpoint"]).values)
-        except ValueError as error:
-            stages = None
-            notes.append(f"No stages: {error}")
-        path = folder / "report.html"
-        links = _calibration_link(self.out, folder)
-        identity = fingerprint(
-            facts.attrs["fingerprint"],
-            facts["num_draws_done"].values.tolist(),
-            [one.attrs["fingerprint"] for one in measured if one is not None],
-            provenance(),
-            notes,
-            links,
-        )
-        stamp = folder / "report.fingerprint"
-        if not (path.exists() and stamp.exists() and stamp.read_text() == identity):
-            write_report(
-                folder,
+            measured = self.analyses(seed, bank)
+            results[seed] = report_seed(
+                self.out if position == 0 else self.out / f"seed_{seed}",
+                open_sweep(self._sweep_path(seed)),
+                measured,
+                self.out / "calibration",
                 title=f"{self.title}, seed {seed}",
-                sweep=facts,
-                estimates=table,
-                metrics=metrics,
-                stages=stages,
                 config=as_dict(self.experiment),
-                provenance={
-                    **json.loads(facts.attrs["provenance"]),
-                    "sweep_seconds": round(facts.attrs["wall_seconds"]),
-                },
                 command=self.command,
-                notes=notes,
-                links=links,
                 chance_name=self.chance_name,
                 **self.shown(measured),
             )
-            stamp.write_text(identity)
-        return path, stages, table
-
-
-def _calibration_link(out: Path, folder: Path) -> dict[str, str]:
-    """The page of the calibration in the folder of the run, seen from the folder of a report."""
-    page = out / "calibration" / "calibration.html"
-    return {"how the setting was chosen": os.path.relpath(page, folder)} if page.exists() else {}
+        return results
