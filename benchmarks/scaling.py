@@ -1,8 +1,9 @@
 """Chain-steps a second on 1, 2, 4, ... devices of this host: the same chains (strong) and as many a device (weak).
 
-The regression transformer on a GPU, the toy network on a CPU, where eight devices are simulated and share the cores: no
-gain is possible there, and what the table shows is what sharding costs. Chains never talk to each other, so the loss
-against the ideal is that of launching a program on several devices, and of smaller launches (strong).
+The regression transformer on a GPU, in plain jax and by kernels; the toy network on a CPU, where eight devices are
+simulated and share the cores: no gain is possible there, and what the table shows is what sharding costs. Chains never
+talk to each other, so the loss against the ideal is that of launching a program on several devices, and of smaller
+launches (strong).
 """
 
 from __future__ import annotations
@@ -53,15 +54,17 @@ def rows(name: str, most_runs: int, num_draws: int) -> list[Row]:
 
 
 def measure(options: Options) -> Measured:
-    """The workload that suits the device."""
+    """The workloads that suit the device."""
     if os.environ.get("JAX_PLATFORMS") == "cpu" and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         flag = f" --xla_force_host_platform_device_count={SIMULATED}"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag  # read when jax first looks for devices
     cpu = jax.default_backend() == "cpu"
-    name, runs, draws = ("toy", 64, 400) if cpu else ("regression", 128, 20)
+    names, runs, draws = (("toy",), 64, 400) if cpu else (("regression", "regression-pallas-fp16"), 128, 100)
+    if options.toy:
+        runs, draws = 16, 3
     return Measured(
         title="Chain-steps a second against the number of devices",
-        rows=rows(name, 16 if options.toy else runs, 3 if options.toy else draws),
+        rows=[row for name in names for row in rows(name, runs, draws)],
         settings={"cores": os.cpu_count(), "simulated": cpu},
         notes=[f"Devices of a CPU are simulated: all share its {os.cpu_count()} cores."] if cpu else [],
     )
