@@ -54,12 +54,13 @@ def rows(name: str, most_runs: int, num_draws: int) -> list[Row]:
 
 
 def measure(options: Options) -> Measured:
-    """The workloads that suit the device."""
+    """The workloads that suit the device; `--only` takes others by name."""
     if os.environ.get("JAX_PLATFORMS") == "cpu" and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         flag = f" --xla_force_host_platform_device_count={SIMULATED}"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag  # read when jax first looks for devices
     cpu = jax.default_backend() == "cpu"
     names, runs, draws = (("toy",), 64, 400) if cpu else (("regression", "regression-pallas-fp16"), 128, 100)
+    names = options.only or names
     if options.toy:
         runs, draws = 16, 3
     return Measured(
