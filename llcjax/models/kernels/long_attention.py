@@ -52,10 +52,10 @@ class Launch(NamedTuple):
 class Launches(NamedTuple):
     """Of the three kernels."""
 
-    forward: Launch = Launch(queries=128, keys=64, warps=4, stages=2)
-    queries: Launch = Launch(queries=128, keys=64, warps=4, stages=2)
+    forward: Launch = Launch(queries=64, keys=64, warps=4, stages=2)
+    queries: Launch = Launch(queries=64, keys=64, warps=4, stages=2)
     """Of the one for the gradients of the queries."""
-    keys: Launch = Launch(queries=64, keys=128, warps=4, stages=2)
+    keys: Launch = Launch(queries=64, keys=64, warps=4, stages=2)
     """Of the one for the gradients of keys and values."""
 
 
