@@ -1,5 +1,7 @@
 """Kernels compute what their twins in plain jax compute, values and gradients, interpreted; and lower for a GPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,12 @@ from jax.lax import DotAlgorithmPreset
 
 from llcjax import trees
 from llcjax.models import TransformerConfig, icl_transformer
+from llcjax.models.attention import causal_attention
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only, attention_only_losses
 from llcjax.models.kernels import Products, kernel_products
 from llcjax.models.kernels.block_tail import TailSpec, TailWeights, block_tail
 from llcjax.models.kernels.cross_entropy import linear_cross_entropy
+from llcjax.models.kernels.long_attention import Launch, Launches, fits, long_attention
 from llcjax.models.kernels.normed_linear import LinearSpec, normed_linear
 from llcjax.models.kernels.short_attention import AttentionSpec, short_attention
 from llcjax.posterior import evaluate
@@ -226,3 +230,85 @@ def test_cross_entropy_lowers_for_a_gpu():
     arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
     text = jax.jit(jax.vmap(jax.grad(loss))).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 2
+
+
+INTERPRETED = Products(None, interpret=True)
+MORE_QUERIES, MORE_KEYS = Launch(queries=64, keys=32, warps=4, stages=1), Launch(queries=32, keys=64, warps=4, stages=1)
+
+
+def heads(dtype, batch=(1,), tokens=128, head_width=32):
+    """Queries, keys, values and a gradient of two heads."""
+    return list(jax.random.normal(jax.random.key(0), (4, *batch, tokens, 2, head_width)).astype(dtype))
+
+
+def value_and_gradients(attention, q, k, v, wanted):
+    mixed, back = jax.vjp(attention, q, k, v)
+    return mixed, *back(wanted)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "launches", "tokens", "head_width"),
+    [
+        ("float32", Launches(MORE_QUERIES, MORE_QUERIES, MORE_QUERIES), 128, 32),
+        ("float32", Launches(MORE_KEYS, MORE_KEYS, MORE_KEYS), 256, 16),
+        ("bfloat16", Launches(), 256, 32),
+    ],
+)
+def test_long_attention_is_that_of_plain_jax(dtype, launches, tokens, head_width):
+    arguments = heads(dtype, tokens=tokens, head_width=head_width)
+
+    def plain(*qkv):
+        return jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="xla")
+
+    def ours(*qkv):
+        return long_attention(INTERPRETED, *qkv, launches=launches)
+
+    exact = value_and_gradients(plain, *(array.astype("float32") for array in arguments))
+    for one, other in zip(exact, jax.jit(value_and_gradients, static_argnums=0)(ours, *arguments), strict=True):
+        assert other.dtype == dtype
+        distance = jnp.linalg.norm(one - other.astype("float32")) / jnp.linalg.norm(one)
+        assert float(distance) < (1e-6 if dtype == "float32" else 5e-3)
+
+
+def test_long_attention_sees_no_later_token():
+    q, k, v, _ = heads("float32")
+    found = [
+        long_attention(INTERPRETED, q, k.at[:, 70:].mul(scale), v.at[:, 70:].add(scale), Launches(MORE_KEYS))
+        for scale in (1.0, 1000.0)
+    ]
+    np.testing.assert_array_equal(found[0][:, :70], found[1][:, :70])
+    assert float(jnp.abs(found[0][:, 70:] - found[1][:, 70:]).min()) > 0.1
+
+
+def test_long_attention_of_chains_is_that_of_one_chain():
+    launches = Launches(MORE_QUERIES, MORE_QUERIES, MORE_KEYS)
+
+    def ours(*qkv):
+        return long_attention(INTERPRETED, *qkv, launches=launches)
+
+    one_chain = jax.jit(lambda *arrays: value_and_gradients(ours, *arrays))
+    arguments = heads("float32", batch=(3, 1))
+    together = jax.jit(jax.vmap(one_chain))(*arguments)
+    for chain in range(3):
+        for one, all_of_them in zip(one_chain(*(array[chain] for array in arguments)), together, strict=True):
+            np.testing.assert_array_equal(one, all_of_them[chain])
+
+
+@pytest.mark.parametrize(
+    ("kernels", "tokens", "ours"), [("pallas", 128, True), ("pallas", 96, False), ("auto", 128, False)]
+)
+def test_long_attention_is_taken_where_it_is_asked_for_and_fits(kernels, tokens, ours):
+    q, k, v, _ = heads("float32", tokens=tokens)
+    assert fits(tokens, 32) == (tokens == 128)
+    assert ("pallas_call" in str(jax.make_jaxpr(lambda *qkv: causal_attention(*qkv, kernels))(q, k, v))) == ours
+
+
+@pytest.mark.parametrize(("algorithm", "dtype"), [("BF16_BF16_F32", "bfloat16"), ("TF32_TF32_F32", "float32")])
+def test_long_attention_lowers_for_a_gpu(algorithm, dtype):
+    if jax.__version_info__ >= (0, 11):
+        pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
+    products = Products(DotAlgorithmPreset[algorithm], interpret=False)
+    both = functools.partial(value_and_gradients, functools.partial(long_attention, products))
+    shape = jax.ShapeDtypeStruct((3, 4, 256, 2, 32), dtype)
+    text = jax.jit(jax.vmap(both)).trace(*[shape] * 4).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 3

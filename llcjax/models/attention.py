@@ -1,10 +1,12 @@
-"""Causal attention over long sequences, by cuDNN where it can."""
+"""Causal attention over long sequences, by cuDNN where it can, or by kernels of our own."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from llcjax.models.kernels import Kernels, kernel_products
 
 _LONGEST_HEAD = 128
 _MULTIPLE = 8
@@ -15,6 +17,7 @@ def causal_attention(
     query: Float[Array, "batch token head channel"],
     key: Float[Array, "batch token head channel"],
     value: Float[Array, "batch token head channel"],
+    kernels: Kernels = "auto",
 ) -> Float[Array, "batch token head channel"]:
     """Mixes the values of this and earlier tokens: softmax(q k' / sqrt(channel)) v, a head at a time.
 
@@ -25,7 +28,14 @@ def causal_attention(
         query: as the other two, in float32 or bfloat16; the result has the same dtype.
         key: what queries are held against.
         value: what is mixed.
+        kernels: pallas for the kernels of our own, at sizes that they take.
     """
+    products = kernel_products(kernels) if kernels == "pallas" else None
+    if products is not None:
+        from llcjax.models.kernels.long_attention import fits, long_attention  # Pallas loads slowly
+
+        if fits(query.shape[1], query.shape[3]):
+            return long_attention(products, query, key, value)
     implementation = "cudnn" if takes_cudnn(query.shape, query.dtype) else "xla"
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=implementation)
 

@@ -71,8 +71,8 @@ def attention_only_losses(
     Args:
         config: sizes.
         activations: as in `attention_only`.
-        kernels: how the cross-entropy is computed: xla, pallas for kernels of our own, or auto, which takes them on a
-            GPU unless products are to be exact.
+        kernels: how cross-entropy and attention are computed: xla, pallas for kernels of our own, or auto, which takes
+            that of the cross-entropy on a GPU unless products are to be exact.
 
     Returns:
         `(params, (tokens, labels)) -> losses`, for `llcjax.tasks.text.loss_of_next_tokens`.
@@ -105,8 +105,9 @@ def _maker(
 class _Attention(nnx.Module):
     """Causal softmax attention with biases; positions go to queries and keys."""
 
-    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, kernels: Kernels, rngs: nnx.Rngs) -> None:
         self.num_heads = config.num_heads
+        self.kernels: Kernels = kernels
         width, spread = config.model_width, nnx.initializers.normal(_std(config))
         self.query, self.key, self.value, self.output = (
             nnx.Linear(width, width, kernel_init=spread, dtype=dtype, rngs=rngs) for _ in range(4)
@@ -116,7 +117,7 @@ class _Attention(nnx.Module):
         with jax.named_scope("qkv"):
             (q_BTHC, k_BTHC), v_BTHC = self._queries_keys(x_BTD, positions_TD), self._in_heads(self.value(x_BTD))
         with jax.named_scope("attention"):
-            mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC).reshape(x_BTD.shape)
+            mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels).reshape(x_BTD.shape)
         with jax.named_scope("output"):
             return self.output(mixed_BTD)
 
@@ -140,9 +141,9 @@ class _Attention(nnx.Module):
 class _Block(nnx.Module):
     """Pre-norm attention, added to the residual stream."""
 
-    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, kernels: Kernels, rngs: nnx.Rngs) -> None:
         self.norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.attention = _Attention(config, dtype, rngs)
+        self.attention = _Attention(config, dtype, kernels, rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
         return x_BTD + self.attention(self._normed(x_BTD), positions_TD)
@@ -165,7 +166,7 @@ class _LanguageModel(nnx.Module):
         self.kernels: Kernels = kernels
         self.embed = nnx.Param(spread(rngs.params(), (config.vocabulary, config.model_width), jnp.float32))
         self.positions = nnx.Param(spread(rngs.params(), (config.num_tokens, config.model_width), jnp.float32))
-        self.blocks = nnx.List([_Block(config, dtype, rngs) for _ in range(config.num_layers)])
+        self.blocks = nnx.List([_Block(config, dtype, kernels, rngs) for _ in range(config.num_layers)])
         self.final_norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.unembed = nnx.Linear(config.model_width, config.vocabulary, kernel_init=spread, dtype=dtype, rngs=rngs)
 

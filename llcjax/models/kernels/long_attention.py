@@ -1,0 +1,301 @@
+"""Causal attention over long sequences with narrow heads, as one kernel forward and two backward.
+
+With heads of 32, what is done to each score between its two products (an exponential above all) takes longer than the
+products. So a program keeps its tile of scores in registers and spends few instructions on each: scale and shift of
+the softmax are one multiply-add in front of a base-2 exponential of one instruction, only tiles on the diagonal are
+masked, and tiles above it are never computed. The kernels read and write heads where they lie between the others.
+
+Forward, a program owns a tile of queries and goes through the keys up to the diagonal, with a running maximum. It
+leaves the logarithm of each query's normaliser, from which backward computes the weights again: once for the gradients
+of the queries, going through the keys, and once for those of keys and values, going through the queries from the
+diagonal on, with scores transposed as their products need them. Each gradient is added up by the one program that owns
+it, always in the same order. The method is that of arXiv 2307.08691.
+
+Shape letters: B batch, T tokens, H heads, C head width, Q queries and K keys of a tile.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
+
+from llcjax.models.kernels import Products, tiles
+
+_MASKED = -1e30
+_MULTIPLE = 128
+"""Of the tokens: no tile is larger."""
+_HALF = {"bfloat16": lax.DotAlgorithmPreset.BF16_BF16_F32, "float16": lax.DotAlgorithmPreset.F16_F16_F32}
+
+
+class Launch(NamedTuple):
+    """How a kernel is cut up; the sizes of tiles are powers of two."""
+
+    queries: int
+    """Of a tile."""
+    keys: int
+    """Of a tile."""
+    warps: int
+    """Of a program."""
+    stages: int
+    """2 loads the next tile while the program works on one, 3 the next two."""
+
+
+class Launches(NamedTuple):
+    """Of the three kernels."""
+
+    forward: Launch = Launch(queries=64, keys=64, warps=4, stages=2)
+    queries: Launch = Launch(queries=64, keys=64, warps=4, stages=2)
+    """Of the one for the gradients of the queries."""
+    keys: Launch = Launch(queries=64, keys=64, warps=4, stages=2)
+    """Of the one for the gradients of keys and values."""
+
+
+_LAUNCHES = Launches()
+
+
+class _Spec(NamedTuple):
+    """What is compiled into the kernels."""
+
+    products: Products
+    launches: Launches
+
+
+def fits(num_tokens: int, head_width: int) -> bool:
+    """Whether the kernels take these sizes: tokens in multiples of 128, heads of 16, 32, 64 or 128.
+
+    Example:
+        >>> fits(1024, 32), fits(1000, 32), fits(1024, 48), fits(1024, 8)
+        (True, False, False, False)
+    """
+    return num_tokens > 0 and num_tokens % _MULTIPLE == 0 and head_width in (16, 32, 64, 128)
+
+
+def long_attention(
+    products: Products,
+    q_BTHC: Float[Array, "B T H C"],
+    k_BTHC: Float[Array, "B T H C"],
+    v_BTHC: Float[Array, "B T H C"],
+    launches: Launches = _LAUNCHES,
+) -> Float[Array, "B T H C"]:
+    """Mixes the values of this and earlier tokens: softmax(q k' / sqrt(C)) v, a head at a time.
+
+    Args:
+        products: how products of float32 values are computed, and whether to interpret the kernels; products of
+            16-bit values are taken as they are, and added up in float32.
+        q_BTHC: queries, of sizes that `fits` accepts, all three of the dtype that the result has.
+        k_BTHC: what queries are held against.
+        v_BTHC: what is mixed.
+        launches: how the kernels are cut up.
+    """
+    algorithm = _HALF.get(q_BTHC.dtype.name, products.algorithm)
+    return _attention(_Spec(products._replace(algorithm=algorithm), launches), q_BTHC, k_BTHC, v_BTHC)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array) -> Float[Array, "B T H C"]:
+    return _forward(spec, q_BTHC, k_BTHC, v_BTHC)[0]
+
+
+def _forward(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array) -> tuple[Array, Any]:
+    kernel, launch = functools.partial(_forward_kernel, spec), spec.launches.forward
+    outputs = [q_BTHC, _row_each(q_BTHC)]
+    mixed_BTHC, normaliser_BHT = _call(spec, kernel, launch, launch.queries, [q_BTHC], [k_BTHC, v_BTHC], outputs)
+    return mixed_BTHC, (q_BTHC, k_BTHC, v_BTHC, mixed_BTHC, normaliser_BHT)
+
+
+def _backward(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> tuple[Array, Array, Array]:
+    d_q_BTHC, along_BHT = _gradient_of_queries(spec, kept, d_mixed_BTHC)
+    d_k_BTHC, d_v_BTHC = _gradients_of_keys(spec, kept, d_mixed_BTHC, along_BHT)
+    return d_q_BTHC, d_k_BTHC, d_v_BTHC
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Array]:
+    """Also what the softmax takes off the gradients of its weights, the same for all keys of a query."""
+    q_BTHC, k_BTHC, v_BTHC, mixed_BTHC, normaliser_BHT = kept
+    kernel, launch = functools.partial(_queries_kernel, spec), spec.launches.queries
+    own = [q_BTHC, mixed_BTHC, d_mixed_BTHC, normaliser_BHT]
+    return _call(spec, kernel, launch, launch.queries, own, [k_BTHC, v_BTHC], [q_BTHC, normaliser_BHT])
+
+
+def _gradients_of_keys(spec: _Spec, kept: Any, d_mixed_BTHC: Array, along_BHT: Array) -> list[Array]:
+    """And of values."""
+    q_BTHC, k_BTHC, v_BTHC, _, normaliser_BHT = kept
+    kernel, launch = functools.partial(_keys_kernel, spec), spec.launches.keys
+    whole = [q_BTHC, d_mixed_BTHC, normaliser_BHT, along_BHT]
+    return _call(spec, kernel, launch, launch.keys, [k_BTHC, v_BTHC], whole, [k_BTHC, v_BTHC])
+
+
+def _row_each(q_BTHC: Array) -> jax.ShapeDtypeStruct:
+    """A number in float32 for each query."""
+    batch, tokens, heads, _ = q_BTHC.shape
+    return jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32)
+
+
+def _call(
+    spec: _Spec,
+    kernel: Callable[..., None],
+    launch: Launch,
+    rows: int,
+    own: list[Array],
+    whole: list[Array],
+    outputs: list[Any],
+) -> list[Array]:
+    """Runs a kernel: a program sees some rows of one head of a sequence of `own` and `outputs`, all rows of `whole`."""
+    batch, tokens, heads, _ = own[0].shape
+    blocks = [_block(array, rows, lambda tile: tile) for array in own]
+    blocks += [_block(array, tokens, lambda tile: 0) for array in whole]
+    return pl.pallas_call(
+        kernel,
+        # Programs of a sequence run next to each other, so that its keys and values are read from memory once.
+        grid=(tokens // rows, heads, batch),
+        in_specs=blocks,
+        out_specs=[_block(array, rows, lambda tile: tile) for array in outputs],
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in outputs],
+        interpret=spec.products.interpret,
+        compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
+    )(*own, *whole)
+
+
+def _block(array: Any, rows: int, at: Callable[[Any], Any]) -> pl.BlockSpec:
+    """Rows of one head of one sequence."""
+    if array.ndim == 3:
+        return pl.BlockSpec((None, None, rows), lambda tile, head, sequence: (sequence, head, at(tile)))
+    return pl.BlockSpec((None, rows, None, array.shape[3]), lambda tile, head, sequence: (sequence, at(tile), head, 0))
+
+
+def _scale(head_width: int) -> float:
+    """Of scores in front of a base-2 exponential."""
+    return math.log2(math.e) / math.sqrt(head_width)
+
+
+def _exp2(spec: _Spec, x: Array) -> Array:
+    """2 ** x, 0 where that is below 1e-38: without the instructions that would save such numbers."""
+    if spec.products.interpret:
+        return jnp.exp2(x)
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    (power,) = triton.elementwise_inline_asm(
+        "ex2.approx.ftz.f32 $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[shape]
+    )
+    return power
+
+
+def _masked(scores: Array, ahead: Array, query_axis: int) -> Array:
+    """Scores without those of later keys, for queries that begin `ahead` of the keys."""
+    query = lax.broadcasted_iota(jnp.int32, scores.shape, query_axis) + ahead
+    return jnp.where(query >= lax.broadcasted_iota(jnp.int32, scores.shape, 1 - query_axis), scores, _MASKED)
+
+
+def _through_keys(launch: Launch, one: Callable[..., Any], carry: Any) -> Any:
+    """Carries on over the tiles of keys that a tile of queries sees: `one(diagonal, tile, carry)`."""
+    diagonal = lax.div(pl.program_id(0) * launch.queries, launch.keys)
+    carry = lax.fori_loop(0, diagonal, functools.partial(one, False), carry)
+    for tile in range(max(1, launch.queries // launch.keys)):
+        carry = one(True, diagonal + tile, carry)
+    return carry
+
+
+def _through_queries(launch: Launch, tokens: int, one: Callable[..., Any], carry: Any) -> Any:
+    """Carries on over the tiles of queries that see a tile of keys."""
+    diagonal, tiles_on_it = (
+        lax.div(pl.program_id(0) * launch.keys, launch.queries),
+        max(1, launch.keys // launch.queries),
+    )
+    for tile in range(tiles_on_it):
+        carry = one(True, diagonal + tile, carry)
+    return lax.fori_loop(diagonal + tiles_on_it, tokens // launch.queries, functools.partial(one, False), carry)
+
+
+def _forward_kernel(spec: _Spec, q_ref: Any, k_ref: Any, v_ref: Any, mixed_ref: Any, normaliser_ref: Any) -> None:
+    launch, q, scale = spec.launches.forward, q_ref[...], _scale(q_ref.shape[1])
+    first = pl.program_id(0) * launch.queries
+
+    def one(diagonal: bool, tile: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        mixed, largest, total = carry
+        at = pl.ds(tile * launch.keys, launch.keys)
+        scores = tiles.dot(spec.products, q, k_ref[at, :], (1, 1))
+        scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
+        now = jnp.maximum(largest, jnp.max(scores, 1))
+        weights = _exp2(spec, scores * scale - (now * scale)[:, None])
+        fade = _exp2(spec, (largest - now) * scale)
+        mixed_here = tiles.dot(spec.products, weights.astype(v_ref.dtype), v_ref[at, :])
+        return mixed * fade[:, None] + mixed_here, now, total * fade + jnp.sum(weights, 1)
+
+    zeros = jnp.zeros(q.shape[:1], jnp.float32)
+    mixed, largest, total = _through_keys(launch, one, (jnp.zeros(q.shape, jnp.float32), zeros + _MASKED, zeros))
+    mixed_ref[...] = (mixed / total[:, None]).astype(mixed_ref.dtype)
+    normaliser_ref[...] = largest * scale + jnp.log2(total)
+
+
+def _queries_kernel(
+    spec: _Spec,
+    q_ref: Any,
+    mixed_ref: Any,
+    d_mixed_ref: Any,
+    normaliser_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    d_q_ref: Any,
+    along_ref: Any,
+) -> None:
+    launch, q, scale = spec.launches.queries, q_ref[...], _scale(q_ref.shape[1])
+    first = pl.program_id(0) * launch.queries
+    d_mixed, normaliser = d_mixed_ref[...], normaliser_ref[...]
+    along = jnp.sum(mixed_ref[...].astype(jnp.float32) * d_mixed.astype(jnp.float32), 1)
+    along_ref[...] = along
+
+    def one(diagonal: bool, tile: Array, d_q: Array) -> Array:
+        at = pl.ds(tile * launch.keys, launch.keys)
+        k = k_ref[at, :]
+        scores = tiles.dot(spec.products, q, k, (1, 1))
+        scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
+        weights = _exp2(spec, scores * scale - normaliser[:, None])
+        d_weights = tiles.dot(spec.products, d_mixed, v_ref[at, :], (1, 1))
+        d_scores = weights * (d_weights - along[:, None])
+        return d_q + tiles.dot(spec.products, d_scores.astype(k.dtype), k)
+
+    d_q = _through_keys(launch, one, jnp.zeros(q.shape, jnp.float32))
+    d_q_ref[...] = (d_q / math.sqrt(q.shape[1])).astype(d_q_ref.dtype)
+
+
+def _keys_kernel(
+    spec: _Spec,
+    k_ref: Any,
+    v_ref: Any,
+    q_ref: Any,
+    d_mixed_ref: Any,
+    normaliser_ref: Any,
+    along_ref: Any,
+    d_k_ref: Any,
+    d_v_ref: Any,
+) -> None:
+    launch, k, v, scale = spec.launches.keys, k_ref[...], v_ref[...], _scale(k_ref.shape[1])
+    first = pl.program_id(0) * launch.keys
+
+    def one(diagonal: bool, tile: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_k, d_v = carry
+        at = pl.ds(tile * launch.queries, launch.queries)
+        q, d_mixed = q_ref[at, :], d_mixed_ref[at, :]
+        scores_KQ = tiles.dot(spec.products, k, q, (1, 1))
+        scores_KQ = _masked(scores_KQ, tile * launch.queries - first, 1) if diagonal else scores_KQ
+        weights_KQ = _exp2(spec, scores_KQ * scale - normaliser_ref[at][None])
+        d_v += tiles.dot(spec.products, weights_KQ.astype(v.dtype), d_mixed)
+        d_weights_KQ = tiles.dot(spec.products, v, d_mixed, (1, 1))
+        d_scores_KQ = weights_KQ * (d_weights_KQ - along_ref[at][None])
+        return d_k + tiles.dot(spec.products, d_scores_KQ.astype(k.dtype), q), d_v
+
+    zeros = jnp.zeros(k.shape, jnp.float32)
+    d_k, d_v = _through_queries(launch, q_ref.shape[0], one, (zeros, zeros))
+    d_k_ref[...] = (d_k / math.sqrt(k.shape[1])).astype(d_k_ref.dtype)
+    d_v_ref[...] = d_v.astype(d_v_ref.dtype)
