@@ -1,4 +1,4 @@
-"""Causal attention over long sequences, by cuDNN where it can, or by kernels of our own."""
+"""Causal attention over long sequences: by kernels of our own, by cuDNN, or in plain jax."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from llcjax.models.kernels import Kernels, kernel_products
 _LONGEST_HEAD = 128
 _MULTIPLE = 8
 """cuDNN takes heads of at most 128, and widths and lengths that are multiples of 8."""
+_NARROW = 32
+"""Heads up to which kernels of our own are faster than cuDNN's."""
 
 
 def causal_attention(
@@ -21,22 +23,24 @@ def causal_attention(
 ) -> Float[Array, "batch token head channel"]:
     """Mixes the values of this and earlier tokens: softmax(q k' / sqrt(channel)) v, a head at a time.
 
-    cuDNN's kernel, which never writes the scores, runs on a GPU in half precision, at sizes that it takes; otherwise
-    plain jax, whose scores take batch x head x token x token x 4 bytes.
+    On a GPU a kernel that never writes the scores does it, at sizes that it takes: our own for narrow heads and for
+    float32, cuDNN's for wider heads in half precision. Otherwise plain jax, whose scores take batch x head x token x
+    token x 4 bytes.
 
     Args:
         query: as the other two, in float32 or bfloat16; the result has the same dtype.
         key: what queries are held against.
         value: what is mixed.
-        kernels: pallas for the kernels of our own, at sizes that they take.
+        kernels: auto as above; xla without kernels of our own; pallas with them at every size that they take.
     """
-    products = kernel_products(kernels) if kernels == "pallas" else None
-    if products is not None:
+    products = kernel_products(kernels, query.dtype.name)
+    cudnn = takes_cudnn(query.shape, query.dtype)
+    if products is not None and (kernels == "pallas" or query.shape[3] <= _NARROW or not cudnn):
         from llcjax.models.kernels.long_attention import fits, long_attention  # Pallas loads slowly
 
         if fits(query.shape[1], query.shape[3]):
             return long_attention(products, query, key, value)
-    implementation = "cudnn" if takes_cudnn(query.shape, query.dtype) else "xla"
+    implementation = "cudnn" if cudnn else "xla"
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=implementation)
 
 

@@ -55,7 +55,7 @@ class LanguageExperiment(ExperimentConfig):
     num_probes: int = 1024
     """Random sequences for the scores of the heads, a multiple of 32."""
     kernels: Kernels = "auto"
-    """How the cross-entropy is computed: xla, pallas for kernels of our own, or auto, which takes them on a GPU."""
+    """How attention and cross-entropy are computed: xla, pallas for our own kernels, or auto: those on a GPU."""
     sweep_steps: tuple[int, ...] = ()
     """Training steps to sweep, the nearest checkpoint of each; none = num_checkpoints of them, spread."""
 
