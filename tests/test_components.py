@@ -158,6 +158,8 @@ def test_command_for_all_heads(tmp_path, capsys):
     assert facts["loss"].shape == (2, 2, 2, 5) and list(facts["checkpoint"].values) == [0, 20]
     assert (tmp_path / "out" / "figures" / "components.png").is_file()
     assert spread(bank, None) is bank
+    main(["rerun", str(tmp_path / "out" / "sweep"), "--out", str(tmp_path / "again"), "--no-progress"])
+    assert "are equal, bit for bit" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*arguments, "--num-checkpoints", "0"])
     assert "num_checkpoints=0 must be at least 1" in capsys.readouterr().err

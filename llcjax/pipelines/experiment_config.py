@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ class ExperimentConfig:
         return dataclasses.replace(self, sweep_seeds=(seed,), num_checkpoints=count, further=(), bank=bank)
 
 
+Options = TypeVar("Options")
 Experiment = TypeVar("Experiment", bound=ExperimentConfig)
 
 
@@ -120,8 +122,14 @@ def selected_steps(
     return steps[sorted(chosen)]
 
 
-def rebuilt(kind: type[Experiment], config: dict[str, Any]) -> Experiment:
-    """An experiment from the JSON values of its folder or of a recipe.
+def recipe(pipeline: str, options: Any) -> str:
+    """What the store of a sweep says about how to make it again, as JSON; paths in it are absolute."""
+    facts = {PIPELINE: pipeline, "options": dataclasses.asdict(options)}
+    return json.dumps(facts, default=lambda path: str(path.absolute()))
+
+
+def rebuilt(kind: type[Options], config: dict[str, Any]) -> Options:
+    """A configuration from the JSON values of its folder or of a recipe.
 
     Raises:
         ValueError: a field that this version does not know.
@@ -132,11 +140,15 @@ def rebuilt(kind: type[Experiment], config: dict[str, Any]) -> Experiment:
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             return typing.cast("type", hint)(**value)
-        return tuple(value) if typing.get_origin(hint) is tuple else value
+        if hint is Path:
+            return Path(value)
+        if typing.get_origin(hint) is tuple:
+            return tuple(Path(one) if Path in typing.get_args(hint) else one for one in value)
+        return value
 
     try:
         return kind(**{name: field(name, value) for name, value in config.items() if name != PIPELINE})
     except (TypeError, LookupError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"the config is broken or of another version of llcjax ({reason(error)}); run the experiment again."
+            f"the config is broken or of another version of llcjax ({reason(error)}); run the command again."
         ) from error

@@ -16,6 +16,7 @@ from llcjax.components import component_masks, head_names
 from llcjax.config import SweepConfig, as_dict
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only, attention_only_losses
 from llcjax.models.sizes import Activations
+from llcjax.pipelines.experiment_config import recipe
 from llcjax.pipelines.pretrained import checked_rows, parts_report
 from llcjax.sweep import sweep
 from llcjax.tasks.text import loss_of_next_tokens
@@ -63,21 +64,26 @@ def run_heads(options: HeadsSweep, out: Path, *, command: str, progress: bool = 
     Raises:
         ValueError: bad input, before anything is sampled.
     """
+    facts = sweep_chosen(options, out / "sweep", progress=progress)
+    config = {**as_dict(options.sweep), "bank": str(options.bank), "components": list(facts.attrs["components"])}
+    return parts_report(facts, out, title=f"Heads of {options.bank.name}", config=config, command=command)
+
+
+def sweep_chosen(options: HeadsSweep, store: Path, *, progress: bool = False) -> xr.Dataset:
+    """Sweeps the heads of the chosen checkpoints into a store, or goes on with it."""
     bank = spread(import_bank(options.bank), options.num_checkpoints)
     model = sizes_of(bank.checkpoint(0), options.num_heads)
-    rows = checked_rows(options.tokens, model, model.num_tokens, options.num_sequences)
-    facts = sweep_heads(
+    return sweep_heads(
         bank,
         model,
-        rows,
+        checked_rows(options.tokens, model, model.num_tokens, options.num_sequences),
         options.sweep,
         names=options.components or None,
         activations=options.activations,
-        out=out / "sweep",
+        out=store,
         progress=progress,
+        attrs={"rerun": recipe("heads", options)},
     )
-    config = {**as_dict(options.sweep), "model": as_dict(model), "bank": str(options.bank)}
-    return parts_report(facts, out, title=f"Heads of {options.bank.name}", config=config, command=command)
 
 
 def spread(bank: CheckpointBank, count: int | None) -> CheckpointBank:

@@ -17,13 +17,13 @@ from llcjax.config import SweepConfig, as_dict
 from llcjax.estimators import estimates
 from llcjax.models.attention_only import AttentionOnlyConfig
 from llcjax.models.decoder import DecoderConfig, decoder
+from llcjax.pipelines.experiment_config import recipe
 from llcjax.report import write_report
 from llcjax.streamed import pretrained_bank
 from llcjax.sweep import sweep
 from llcjax.tasks.text import next_token_loss
 from llcjax.tokens import read_tokens, token_rows
 from llcjax.types import Params
-from llcjax.untrusted import reason
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,36 +116,9 @@ def sweep_models(options: PretrainedSweep, store: Path, *, progress: bool = Fals
         out=store,
         components=chosen_masks(bank.checkpoint(0), config, options.components),
         chance=float(np.log(config.vocabulary)),
-        attrs={"rerun": json.dumps({"pipeline": "pretrained", "options": _as_json(options)})},
+        attrs={"rerun": recipe("pretrained", options)},
         progress=progress,
     )
-
-
-def _as_json(options: PretrainedSweep) -> dict[str, Any]:
-    """The options with the whole paths of the files, as JSON values."""
-    whole = dataclasses.replace(
-        options, model=tuple(path.absolute() for path in options.model), tokens=options.tokens.absolute()
-    )
-    return json.loads(json.dumps(dataclasses.asdict(whole), default=str))
-
-
-def options_from(facts: dict[str, Any]) -> PretrainedSweep:
-    """The options that a store was made with.
-
-    Raises:
-        ValueError: a field that this version does not know.
-    """
-    try:
-        fields: dict[str, Any] = {
-            **facts,
-            "model": tuple(map(Path, facts["model"])),
-            "tokens": Path(facts["tokens"]),
-            "sweep": SweepConfig(**facts["sweep"]),
-            "components": tuple(facts["components"]),
-        }
-        return PretrainedSweep(**fields)
-    except (TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"the store is of another version of llcjax ({reason(error)}); sweep again.") from error
 
 
 def checked_rows(path: Path, config: DecoderConfig | AttentionOnlyConfig, length: int, most: int | None) -> np.ndarray:

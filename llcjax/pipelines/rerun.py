@@ -9,13 +9,14 @@ from typing import Any
 import xarray as xr
 
 from llcjax import checks
-from llcjax.pipelines.experiment_config import PIPELINE
+from llcjax.pipelines.experiment_config import PIPELINE, rebuilt
 from llcjax.pipelines.experiments import study_of
-from llcjax.pipelines.pretrained import options_from, sweep_models
+from llcjax.pipelines.heads import HeadsSweep, sweep_chosen
+from llcjax.pipelines.pretrained import PretrainedSweep, sweep_models
 from llcjax.store import is_complete, open_sweep
 from llcjax.untrusted import reason
 
-COMMANDS = "llcjax run, llcjax sweep EXPERIMENT and llcjax sweep --model"
+COMMANDS = "llcjax run, llcjax sweep EXPERIMENT, llcjax sweep --model and llcjax heads"
 
 
 def rerun(store: Path | str, out: Path | str, *, retrain: bool = False, progress: bool = False) -> xr.Dataset:
@@ -36,7 +37,9 @@ def rerun(store: Path | str, out: Path | str, *, retrain: bool = False, progress
     store, out = Path(store), Path(out)
     recipe = _recipe(store)
     if recipe[PIPELINE] == "pretrained":
-        return sweep_models(options_from(recipe["options"]), out / "sweep", progress=progress)
+        return sweep_models(rebuilt(PretrainedSweep, recipe["options"]), out / "sweep", progress=progress)
+    if recipe[PIPELINE] == "heads":
+        return sweep_chosen(rebuilt(HeadsSweep, recipe["options"]), out / "sweep", progress=progress)
     kind = study_of(recipe).run
     experiment = kind.experiment_from(recipe["options"])
     # Checkpoints that are gone are trained again.
