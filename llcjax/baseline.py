@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any
 
 import jax
@@ -10,34 +11,73 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from llcjax import keys
+from llcjax import keys, processes
 from llcjax.chain import prior_start
 from llcjax.data import draw_batch
 from llcjax.job import Job
 from llcjax.observables import INIT_PROBE, PROBE, probe_losses
 from llcjax.posterior import LocalPosterior
 from llcjax.program import sampled_losses
+from llcjax.progress import BaselineProgress
 from llcjax.runs import Part
 from llcjax.slices import Slices
 from llcjax.store import SweepStore
 from llcjax.types import GROUP, Params, PRNGKey
 
+_BEGUN = "num_init_losses"
+"""Attribute of a store that says how many checkpoints have their loss; gone once all of them do."""
 
-def write_init_losses(job: Job, store: SweepStore) -> None:
-    """L(w*) of every checkpoint over all examples (or many batches), where the estimate needs it."""
-    if (job.config.baseline == "paired" and not job.config.eval_every) or store.holds("init_loss"):
+
+def write_init_losses(job: Job, store: SweepStore, save_every_seconds: float = 20.0, progress: bool = False) -> None:
+    """L(w*) of every checkpoint over all examples (or many batches), where the estimate needs it.
+
+    With many examples this takes a while, so losses are saved as they come, and a sweep that was stopped goes on.
+    """
+    if job.config.baseline == "paired" and not job.config.eval_every:
+        return
+    if store.holds("init_loss") and _BEGUN not in store.group.attrs:
         return
     if job.source.is_function:
         _write_sampled_init_losses(job, store)
         return
-    compiled = job.program(1)
-    arrays = compiled.put(job.source.arrays)
-    losses = [compiled.dataset_loss(job.bank.checkpoint(i), arrays) for i in range(len(job.bank))]
-    if losses[0].position_total is not None:
-        positions = np.stack([np.asarray(loss.position_mean) for loss in losses])
-        store.put("init_loss_position", ("checkpoint", "position"), positions)
-    store.put("init_loss_stderr", ("checkpoint",), np.zeros(len(losses), np.float32))
-    store.put("init_loss", ("checkpoint",), np.array([float(loss.mean) for loss in losses], np.float32))
+    compiled, losses = job.program(1), _saved_losses(store)
+    arrays, saved_at = compiled.put(job.source.arrays), time.monotonic()
+    store.group.attrs[_BEGUN] = len(losses)
+    with BaselineProgress(len(job.bank), len(losses), enabled=progress and processes.is_first()) as bar:
+        for index in range(len(losses), len(job.bank)):
+            loss = compiled.dataset_loss(job.bank.checkpoint(index), arrays)
+            by_position = None if loss.position_total is None else np.asarray(loss.position_mean)
+            losses.append((np.float32(loss.mean), by_position))
+            bar.update(index + 1)
+            if time.monotonic() - saved_at >= save_every_seconds or index + 1 == len(job.bank):
+                _save_losses(store, losses, len(job.bank))
+                saved_at = time.monotonic()
+    del store.group.attrs[_BEGUN]
+
+
+def _saved_losses(store: SweepStore) -> list[tuple[np.float32, np.ndarray | None]]:
+    """Losses, and those of each position, that an earlier try has saved."""
+    begun = store.group.attrs.get(_BEGUN)
+    count = begun if isinstance(begun, int) and begun > 0 and store.holds("init_loss") else 0
+    means = store.read("init_loss")[:count] if count else ()
+    if not count or "init_loss_position" not in store.group:
+        return [(mean, None) for mean in means]
+    return list(zip(means, store.read("init_loss_position")[:count], strict=True))
+
+
+def _save_losses(store: SweepStore, losses: list[tuple[np.float32, np.ndarray | None]], count: int) -> None:
+    """Writes losses of the first checkpoints of `count`, NaN for the others."""
+    means, by_position = (np.array(column) for column in zip(*losses, strict=True))
+    missing = count - len(losses)
+
+    def filled(values: np.ndarray) -> np.ndarray:
+        return np.pad(values.astype(np.float32), [(0, missing), *[(0, 0)] * (values.ndim - 1)], constant_values=np.nan)
+
+    if losses[0][1] is not None:
+        store.put("init_loss_position", ("checkpoint", "position"), filled(by_position))
+    store.put("init_loss_stderr", ("checkpoint",), np.zeros(count, np.float32))
+    store.put("init_loss", ("checkpoint",), filled(means))
+    store.group.attrs[_BEGUN] = len(losses)
 
 
 def _write_sampled_init_losses(job: Job, store: SweepStore) -> None:

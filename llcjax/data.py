@@ -7,7 +7,7 @@ depends on the examples that were already seen in this epoch and not on those th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -118,6 +118,16 @@ def some_examples(source: DataSource, count: int = 8) -> Batch:
     if source.draw is not None:
         return source.draw(jax.random.key(0, impl="threefry2x32"))
     return trees.take(source.arrays, np.s_[:count])
+
+
+def pieces(arrays: Any, size: int | None) -> Iterator[Any]:
+    """At most `size` examples of all arrays after another; all at once where there are no arrays or `size` is None."""
+    leaves = jax.tree.leaves(arrays)
+    if not leaves or size is None:
+        yield arrays
+        return
+    for start in range(0, leaves[0].shape[0], size):
+        yield jax.tree.map(lambda leaf, start=start: leaf[start : start + size], arrays)
 
 
 def dataset_loss(loss_fn: LossFn, params: Params, arrays: Any, block: int | None) -> Loss:

@@ -13,12 +13,15 @@ from jaxtyping import Array, Key
 
 from llcjax import _compat
 from llcjax.chain import ChainState
+from llcjax.data import pieces
 from llcjax.posterior import Loss, evaluate
 from llcjax.runs import ProgramSpec, Recorded, Runs
 from llcjax.types import Batch, LossFn, Params, PRNGKey
 
 RUN = PartitionSpec("run")
 SAME = PartitionSpec()
+_BATCHES_A_CALL = 64
+"""Of the loss over all examples."""
 
 
 class Program:
@@ -90,9 +93,12 @@ class Program:
         return self._compile("advance", self.advance_fn, *args).as_text() or ""
 
     def dataset_loss(self, params: Params, arrays: Any) -> Loss:
-        """L(w*) over all examples."""
+        """L(w*) over all examples, some batches at a time, so that signals are heeded between them."""
+        batch_size = self.spec.batch_size
+        parts = pieces(arrays, None if batch_size is None else _BATCHES_A_CALL * batch_size)
         with self._precision():
-            return self.loss_fn(params, arrays)
+            losses = [jax.block_until_ready(self.loss_fn(params, part)) for part in parts]
+        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *losses)
 
     def known(self, name: str, find: Callable[..., Any], *args: Any) -> Any:
         """What depends on the shapes of some arguments alone, such as counts and other shapes, found once."""

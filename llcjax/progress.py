@@ -58,6 +58,17 @@ class TrainProgress(_Bar):
         self.show(step, facts + (f"  {speed:,.0f} steps/s" if speed else ""))
 
 
+class BaselineProgress(_Bar):
+    """Progress of measuring L(w*) over all examples: checkpoints, time left."""
+
+    def __init__(self, num_checkpoints: int, done: int, *, enabled: bool) -> None:
+        super().__init__("L(w*)", num_checkpoints, done, enabled)
+
+    def update(self, done: int) -> None:
+        """Shows how many checkpoints have their loss."""
+        self.show(done, f"{done}/{self.progress.tasks[0].total:.0f} checkpoints")
+
+
 class SweepProgress(_Bar):
     """Progress of a sweep in draws of all runs: runs, chain-steps a second, time left, LLC range."""
 

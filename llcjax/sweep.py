@@ -103,7 +103,7 @@ def sweep(
     if out is None:
         if jax.process_count() > 1:
             raise ValueError(f"out=None, but {jax.process_count()} processes need a folder that they share; give out.")
-        store = prepared_store(job, None, chance, attrs)
+        store = prepared_store(job, None, chance, attrs, progress=progress)
         run_job(job, store, on_chunk, save_every_seconds, progress)
         return store.open()
     path = Path(out)
@@ -114,7 +114,9 @@ def sweep(
             whole = is_whole(path)
             if not whole:
                 held.enter_context(only_run(path))
-            prepared_store(job, path, chance, attrs, mend=not whole)
+            prepared_store(
+                job, path, chance, attrs, mend=not whole, save_every_seconds=save_every_seconds, progress=progress
+            )
 
         processes.first_alone(begin)
         store = SweepStore.reopen(path)

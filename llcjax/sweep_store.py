@@ -25,7 +25,14 @@ from llcjax.writer import MOMENT, named_arrays
 
 
 def prepared_store(
-    job: Job, path: Path | None, chance: float | None, attrs: dict[str, Any] | None, *, mend: bool = False
+    job: Job,
+    path: Path | None,
+    chance: float | None,
+    attrs: dict[str, Any] | None,
+    *,
+    mend: bool = False,
+    save_every_seconds: float = 20.0,
+    progress: bool = False,
 ) -> SweepStore:
     """Opens or creates the store of a sweep, with all that is not sampled.
 
@@ -35,12 +42,14 @@ def prepared_store(
         chance: loss of a trivial predictor.
         attrs: further facts.
         mend: forgets what is broken in a store that is there, for the sweep to draw again.
+        save_every_seconds: least time between two saves of losses over all examples.
+        progress: shows a progress bar for them.
 
     Raises:
         ValueError: the folder holds another sweep or something else.
     """
     store = _open_or_create(job, path, chance, attrs, mend)
-    write_init_losses(job, store)
+    write_init_losses(job, store, save_every_seconds, progress)
     write_prior_losses(job, store)
     write_probe_losses(job, store)
     return store

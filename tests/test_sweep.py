@@ -19,6 +19,8 @@ from llcjax import cli
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
 from llcjax.models import TransformerConfig, icl_transformer
+from llcjax.program import Program
+from llcjax.store import open_sweep
 from llcjax.sweep import sweep
 from llcjax.tasks.regression import RegressionTask, squared_error
 
@@ -382,6 +384,30 @@ def test_dataset_baseline_is_exact_for_any_number_of_examples(transformer, one_d
     result = sweep(loss, bank, part, config, devices=one_device)
     exact = [float(jnp.mean(loss(bank.checkpoint(i), part))) for i in range(3)]
     np.testing.assert_allclose(result["init_loss"], exact, rtol=1e-5)
+
+
+def test_losses_over_all_examples_go_on_where_they_stopped(tmp_path, transformer, one_device, monkeypatch):
+    loss_fn, bank, data = transformer
+    config = SweepConfig(num_chains=2, num_draws=2, batch_size=2, baseline="dataset", localization=100.0)
+    measured, done = Program.dataset_loss, []
+
+    def counted(self, params, arrays):
+        if len(done) == 1:
+            done.append("stopped")
+            raise KeyboardInterrupt
+        done.append("measured")
+        return measured(self, params, arrays)
+
+    monkeypatch.setattr(Program, "dataset_loss", counted)
+    asked = {"out": tmp_path / "store", "devices": one_device, "save_every_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        sweep(loss_fn, bank, data, config, **asked)
+    begun = open_sweep(tmp_path / "store")
+    assert np.isfinite(begun["init_loss"].values[0]) and np.isnan(begun["init_loss"].values[1:]).all()
+    found = sweep(loss_fn, bank, data, config, **asked)
+    assert done.count("measured") == len(bank)
+    assert_same(found, sweep(loss_fn, bank, data, config, devices=one_device))
+    assert not [name for name in found.attrs if name.startswith("num_init")]
 
 
 def test_compiled_once_for_every_launch_and_length(bank, one_device):

@@ -21,8 +21,8 @@ _FEWEST = len(LanguageExperiment.marked_steps) + 2
 def local_sweep(sweep: SweepConfig) -> SweepConfig:
     """A setting whose prior is 33 times as narrow as the published one, so that chains should stay below chance.
 
-    Its step relaxes the flattest directions in 10 steps and inflates their variances by less than 5%. Of six settings at
-    two checkpoints of a short training it alone was sound at both: README.md of experiments/language.
+    Its step relaxes the flattest directions in 10 steps and inflates their variances by less than 5%. Of six settings
+    it alone was sound at both checkpoints of a short training: README.md of experiments/language.
     """
     return dataclasses.replace(
         sweep, localization=(10_000.0,), step_size=(2e-5,), num_burnin_steps=100, batch_size=32, baseline="paired"
