@@ -128,7 +128,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
 }
 """340 parameters, where the host is the cost; 50,890, where matrix products are; 51,717, where attention is, in plain
 jax or by the kernels of `llcjax.models.kernels`, with activations in float32, float16 or bfloat16; and 3,355,016 on
-102,400 tokens, with cuDNN's attention where activations are bfloat16."""
+102,400 tokens, with kernels of ours on a GPU."""
 ON_CPU = ("toy", "mlp", "regression")
 """Those for a CPU, which would interpret kernels, has no bfloat16 and is too slow for the language model."""
 

@@ -51,7 +51,7 @@ def attention_only(config: AttentionOnlyConfig, activations: Activations = "floa
     Args:
         config: sizes.
         activations: how what stands between the layers is stored, the logits included; parameters, their gradients,
-            norms and softmax are float32 either way. On a GPU bfloat16 also is what cuDNN's attention takes.
+            norms and softmax are float32 either way.
 
     Returns:
         `(init, apply)`; `apply(params, tokens)` maps token ids `(batch, num_tokens)`, or fewer, to logits
@@ -122,7 +122,7 @@ class _Attention(nnx.Module):
             return self.output(mixed_BTD)
 
     def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
-        """How much each token attends to itself and to earlier ones, which cuDNN's attention never writes."""
+        """How much each token attends to itself and to earlier ones, which kernels never write."""
         q_BTHC, k_BTHC = self._queries_keys(x_BTD, positions_TD)
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / jnp.sqrt(q_BTHC.shape[-1])
         earlier_TT = jnp.tril(jnp.ones((x_BTD.shape[1],) * 2, bool))
