@@ -1,5 +1,6 @@
 """Processes that get a signal at random moments."""
 
+import itertools
 import signal
 import time
 
@@ -32,9 +33,11 @@ def _signalled(kind, tries, seed, folder, number, expected):
     work, arrays, progress = KINDS[kind]
     whole, seconds, of_work = _uninterrupted(work, arrays, folder / "whole")
     random, sent, different, reached = np.random.default_rng(seed), 0, 0, []
-    while sent < tries:
-        place = folder / f"from_{sent}"
-        place.mkdir(exist_ok=True)
+    for turn in itertools.count():
+        if sent >= tries:
+            break
+        place = folder / f"turn_{turn}"  # a fresh one also where the last work ended before its first signal
+        place.mkdir()
         for _ in range(min(IN_A_ROW, tries - sent)):
             child = Child(work, place)
             at_work = random.uniform() < AT_WORK
