@@ -312,3 +312,9 @@ def test_long_attention_lowers_for_a_gpu(algorithm, dtype):
     shape = jax.ShapeDtypeStruct((3, 4, 256, 2, 32), dtype)
     text = jax.jit(jax.vmap(both)).trace(*[shape] * 4).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3
+
+
+def test_models_refuse_an_unknown_switch():
+    for build in (attention_only, attention_only_losses):
+        with pytest.raises(ValueError, match="kernels='cuda' is unknown"):
+            build(AttentionOnlyConfig(), kernels="cuda")

@@ -45,22 +45,26 @@ class AttentionOnlyConfig:
         check_sizes(self, self.num_layers, self.num_heads, self.model_width, self.num_tokens, self.vocabulary)
 
 
-def attention_only(config: AttentionOnlyConfig, activations: Activations = "float32") -> tuple[InitFn, ApplyFn]:
+def attention_only(
+    config: AttentionOnlyConfig, activations: Activations = "float32", kernels: Kernels = "auto"
+) -> tuple[InitFn, ApplyFn]:
     """Builds the pure functions of the language model.
 
     Args:
         config: sizes.
         activations: how what stands between the layers is stored, the logits included; parameters, their gradients,
             norms and softmax are float32 either way.
+        kernels: how attention is computed: xla, pallas for kernels of our own, or auto, which takes those where they
+            are faster than cuDNN's, unless products are to be exact. Kernels have no Hessian-vector products.
 
     Returns:
         `(init, apply)`; `apply(params, tokens)` maps token ids `(batch, num_tokens)`, or fewer, to logits
         `(batch, num_tokens, vocabulary)`.
 
     Raises:
-        ValueError: activations in float16, whose range is too small here.
+        ValueError: activations in float16, whose range is too small here, or an unknown switch.
     """
-    return functional(_maker(config, activations))
+    return functional(_maker(config, activations, kernels))
 
 
 def attention_only_losses(
@@ -71,8 +75,7 @@ def attention_only_losses(
     Args:
         config: sizes.
         activations: as in `attention_only`.
-        kernels: how cross-entropy and attention are computed: xla, pallas for kernels of our own, or auto, which takes
-            that of the cross-entropy on a GPU unless products are to be exact.
+        kernels: as in `attention_only`, for the cross-entropy too.
 
     Returns:
         `(params, (tokens, labels)) -> losses`, for `llcjax.tasks.text.loss_of_next_tokens`.
@@ -80,7 +83,6 @@ def attention_only_losses(
     Raises:
         ValueError: activations in float16, or an unknown switch.
     """
-    kernel_products(kernels)
     return functional(_maker(config, activations, kernels), "losses")[1]
 
 
@@ -99,6 +101,7 @@ def _maker(
 ) -> Callable[[nnx.Rngs], _LanguageModel]:
     if activations == "float16":
         raise ValueError("activations='float16' would lose the gradients of the logits; choose bfloat16 or float32.")
+    kernel_products(kernels)  # refuses what is no switch
     return lambda rngs: _LanguageModel(config, jnp.dtype(activations), kernels, rngs)
 
 
