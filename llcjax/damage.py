@@ -31,7 +31,12 @@ class BrokenChunk(NamedTuple):
 
 def is_whole(path: Path) -> bool:
     """Whether a folder holds a sweep of which nothing is missing and every chunk can be read."""
-    return is_complete(path) and not any(True for _ in broken_chunks(SweepStore.reopen(path)))
+    if not is_complete(path):
+        return False
+    store = SweepStore.reopen(path)
+    # Coordinates, and what is measured once a checkpoint; a lost chunk of them would read as NaN.
+    small = set(store.group.array_keys()) - {_COUNT, *store.names_of_runs()}
+    return all(map(store.holds, small)) and not any(True for _ in broken_chunks(store))
 
 
 def redo_broken(store: SweepStore) -> None:

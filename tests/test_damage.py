@@ -70,16 +70,17 @@ def test_a_broken_chunk_is_drawn_again_and_no_other(stored, tmp_path, file, how)
     assert untouched.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("how", ["cut", "gone"])
 @pytest.mark.parametrize(
-    "name", ["checkpoint", "draw", "position", "n_beta", "init_loss", "prior_loss", "init_probe_few"]
+    "name", ["checkpoint", "draw", "position", "localization", "init_loss", "prior_loss", "init_probe_few"]
 )
-def test_what_is_measured_once_is_measured_again(stored, tmp_path, name):
+def test_what_is_measured_once_is_measured_again(stored, tmp_path, name, how):
     whole = llcjax.open_sweep(stored).load()
     shutil.copytree(stored, tmp_path / "s")
     (chunk,) = [file for file in (tmp_path / "s" / name / "c").rglob("*") if file.is_file()]
-    chunk.unlink() if name.startswith("init") else chunk.write_bytes(chunk.read_bytes()[:-2])
-    (tmp_path / "s" / "num_draws_done/c/0/0").unlink()  # a whole sweep is only read
-    assert go_on(tmp_path / "s").load().equals(whole)
+    chunk.unlink() if how == "gone" else chunk.write_bytes(chunk.read_bytes()[:-2])
+    assert not is_whole(tmp_path / "s")
+    assert go_on(tmp_path / "s").load().equals(whole) and is_whole(tmp_path / "s")
 
 
 def test_a_store_of_an_earlier_version_without_checksums_is_taken(stored, tmp_path):
