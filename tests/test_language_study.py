@@ -98,10 +98,10 @@ def test_calibrate_through_the_command_line(tmp_path, capsys):
     sizes = "--model.num-heads 2 --model.model-width 8 --model.num-tokens 16 --model.vocabulary 7"
     language = "--synthetic.num-words 6 --synthetic.num-tokens 16 --synthetic.shortest 3 --synthetic.longest 5"
     training = "--train.num-steps 20 --train.batch-size 4 --num-rows 64 --num-test-rows 32 --num-probes 32"
-    grid = "--sweep.num-draws 6 --sweep.num-burnin-steps 2 --sweep.num-chains 2 --sweep.batch-size 4 --checkpoints 1 20"
+    grid = "--sweep.num-draws 6 --sweep.num-burnin-steps 2 --sweep.num-chains 2 --sweep.batch-size 4 --checkpoints 20"
     words = f"calibrate language --preset synthetic --no-progress {sizes} {language} {training} {grid}"
-    main([*words.split(), "--sweep.step-size", "1e-5", "1e-4", "--out", str(tmp_path)])
-    assert "LLC at steps 1, 20" in capsys.readouterr().out
+    main([*words.split(), "--sweep.step-size", "1e-4", "--sweep.localization", "300", "--out", str(tmp_path)])
+    assert "LLC at steps 20" in capsys.readouterr().out
     assert (tmp_path / "calibration" / "calibration.html").exists()
 
 
