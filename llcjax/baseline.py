@@ -35,7 +35,7 @@ def write_init_losses(job: Job, store: SweepStore, save_every_seconds: float = 2
     """
     if job.config.baseline == "paired" and not job.config.eval_every:
         return
-    if store.holds("init_loss") and _BEGUN not in store.group.attrs:
+    if _are_held(store) and _BEGUN not in store.group.attrs:
         return
     if job.source.is_function:
         _write_sampled_init_losses(job, store)
@@ -55,10 +55,16 @@ def write_init_losses(job: Job, store: SweepStore, save_every_seconds: float = 2
     del store.group.attrs[_BEGUN]
 
 
+def _are_held(store: SweepStore) -> bool:
+    """Whether all that was written of these losses can be read."""
+    names = ("init_loss", "init_loss_stderr", "init_loss_position")
+    return "init_loss" in store.group and all(store.holds(name) for name in names if name in store.group)
+
+
 def _saved_losses(store: SweepStore) -> list[tuple[np.float32, np.ndarray | None]]:
     """Losses, and those of each position, that an earlier try has saved."""
     begun = store.group.attrs.get(_BEGUN)
-    count = begun if isinstance(begun, int) and begun > 0 and store.holds("init_loss") else 0
+    count = begun if isinstance(begun, int) and begun > 0 and _are_held(store) else 0
     means = store.read("init_loss")[:count] if count else ()
     if not count or "init_loss_position" not in store.group:
         return [(mean, None) for mean in means]

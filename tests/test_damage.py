@@ -72,7 +72,18 @@ def test_a_broken_chunk_is_drawn_again_and_no_other(stored, tmp_path, file, how)
 
 @pytest.mark.parametrize("how", ["cut", "gone"])
 @pytest.mark.parametrize(
-    "name", ["checkpoint", "draw", "position", "localization", "init_loss", "prior_loss", "init_probe_few"]
+    "name",
+    [
+        "checkpoint",
+        "draw",
+        "position",
+        "localization",
+        "init_loss",
+        "init_loss_stderr",
+        "init_loss_position",
+        "prior_loss",
+        "init_probe_few",
+    ],
 )
 def test_what_is_measured_once_is_measured_again(stored, tmp_path, name, how):
     whole = llcjax.open_sweep(stored).load()
