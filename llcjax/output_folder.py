@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: nothing can be written there; what was there stays.
     """
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs of two parts may note the same config at once
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -61,6 +61,22 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Generator[None, None, None]:
+    """Waits while another process works in a folder, where the file system has locks.
+
+    Args:
+        folder: that exists.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

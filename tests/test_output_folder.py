@@ -7,14 +7,18 @@ import platform
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
-from llcjax.output_folder import only_run, writing_to
+from llcjax.output_folder import only_run, write_text, writing_to
+from llcjax.pipelines.run_folder import kept
 from llcjax.sweep import sweep
 from llcjax.train import TrainConfig, train
 
@@ -197,3 +201,31 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint_gets_a_sentence(tmp_path, mon
     monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", full)
     with pytest.raises(OSError, match="t cannot be written .No space left on device.; make room"):
         train(start, linear, sample, TRAIN, work_dir=tmp_path / "t", progress=False)
+
+
+def test_parts_side_by_side_measure_what_they_share_once(tmp_path):
+    at_once, made = Barrier(4), []
+
+    def make():
+        made.append(len(made))
+        return xr.Dataset({"loss": ("step", np.arange(3.0))})
+
+    def part(_):
+        at_once.wait()
+        return kept(tmp_path / "run" / "metrics" / "seed_0", ("bank", 1), make)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(part, range(4)))
+    assert made == [0]
+    for one in found:
+        xr.testing.assert_identical(one, found[0])
+
+
+def test_processes_that_note_the_same_config_at_once_do_not_disturb_each_other(tmp_path):
+    note = "import sys\nfrom pathlib import Path\nfrom llcjax.output_folder import write_text\n"
+    note += "for _ in range(200): write_text(Path(sys.argv[1]), 'x' * 1000)"
+    path = tmp_path / "config.json"
+    others = [subprocess.Popen([sys.executable, "-c", note, str(path)], stderr=subprocess.PIPE) for _ in range(3)]
+    assert [(other.communicate()[1], other.returncode) for other in others] == [(b"", 0)] * 3
+    write_text(path, "last")
+    assert path.read_text() == "last" and list(tmp_path.iterdir()) == [path]

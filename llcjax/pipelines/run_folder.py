@@ -13,7 +13,7 @@ from typing import Any
 import xarray as xr
 
 from llcjax.config import fingerprint
-from llcjax.output_folder import write_text
+from llcjax.output_folder import in_turn, write_text
 from llcjax.provenance import provenance
 from llcjax.store import load_dataset, save_dataset
 from llcjax.untrusted import read_json, reason
@@ -89,12 +89,13 @@ def kept(path: Path, identity: Any, make: Callable[[], xr.Dataset]) -> xr.Datase
         make: makes it.
     """
     mark = fingerprint(identity)
-    known = load_dataset(path)
-    if known is not None and known.attrs.get("fingerprint") == mark:
-        return known
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = make().assign_attrs(fingerprint=mark)
-    save_dataset(made, path)
+    with in_turn(path.parent):  # parts of an experiment, each in a process of its own, share what they measure
+        known = load_dataset(path)
+        if known is not None and known.attrs.get("fingerprint") == mark:
+            return known
+        made = make().assign_attrs(fingerprint=mark)
+        save_dataset(made, path)
     return made
 
 
