@@ -126,7 +126,7 @@ class CheckpointBank:
         """A hash of steps and parameters."""
         digest = hashlib.sha256(self.steps.tobytes())
         for leaf in jax.tree.leaves(self.params):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+            digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:16]
 
 

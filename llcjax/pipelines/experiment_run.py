@@ -104,7 +104,8 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         # All that can be refused is refused before the folder is claimed and before anything is trained.
         check_data(DataSource((), None, self.num_examples), experiment.sweep)
         self._imported = None if experiment.bank is None else import_bank(experiment.bank)
-        self._loaded: dict[int, CheckpointBank] | None = None
+        self._loaded: dict[int, CheckpointBank] = {}
+        self._parts: dict[str, Self] = {self.main: self}
         if self._imported is not None:
             check_fits(self._imported, jax.eval_shape(self.init, as_key(0)))
             check_finite(self._imported)
@@ -194,23 +195,28 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
             if name not in names:
                 raise ValueError(f"part={name!r} is not in this experiment; choose from {', '.join(names)}.")
         runs = {}
-        for name in names:
-            if only and name not in only:
-                continue
-            if name == self.main:
-                runs[name] = self
-            elif self.part_kinds[name].trains and self.experiment.bank is not None:
+        for name in (name for name in names if not only or name in only):
+            if name != self.main and self.part_kinds[name].trains and self.experiment.bank is not None:
                 self.say(f"part {name} is left out: it trains models of its own, and bank takes them from elsewhere.")
-            else:
-                runs[name] = type(self)(
-                    part_experiment(self.experiment, self.part_kinds, name),
-                    self.out / "parts" / name,
-                    command=self.command,
-                    progress=self.progress,
-                    say=self.say,
-                    models=None if self.part_kinds[name].trains else self.models,
-                )
+                continue
+            if name not in self._parts:
+                self._parts[name] = self._part(name)
+            runs[name] = self._parts[name]
         return runs
+
+    def _part(self, name: str) -> Self:
+        own_models = self.part_kinds[name].trains
+        part = type(self)(
+            part_experiment(self.experiment, self.part_kinds, name),
+            self.out / "parts" / name,
+            command=self.command,
+            progress=self.progress,
+            say=self.say,
+            models=None if own_models else self.models,
+        )
+        if not own_models:
+            part._loaded = self._loaded  # a bank may hold gigabytes
+        return part
 
     def banks(self) -> dict[int, CheckpointBank]:
         """The banks of the seeds to sweep, trained where they are not there yet."""
@@ -242,12 +248,14 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         experiment, folder = self.experiment, self.models / "banks"
         if self._imported is not None:
             return {experiment.sweep_seeds[0]: self._imported}
-        if self._loaded is None:
-            self._loaded = {seed: load_bank(folder / f"seed_{seed}") for seed in experiment.sweep_seeds}
-        return self._loaded
+        for seed in experiment.sweep_seeds:
+            if seed not in self._loaded:
+                self._loaded[seed] = load_bank(folder / f"seed_{seed}")
+        return {seed: self._loaded[seed] for seed in experiment.sweep_seeds}
 
     def _train(self, folder: Path) -> None:
         work, given = self.models / "training", self.training()
+        self._loaded.clear()
         with self._timed("training"):
             banks = train(
                 self.init, given.loss, given.sample, self.experiment.train, data=given.data, work_dir=work,
@@ -295,10 +303,11 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
 
     def finished(self) -> Iterator[tuple[int, CheckpointBank, xr.Dataset]]:
         """Seed, checkpoints and sweep of every seed whose sweep is complete."""
-        if self._is_trained():
-            for seed, bank in self._held_banks().items():
-                if is_complete(self._sweep_path(seed)):
-                    yield seed, bank, open_sweep(self._sweep_path(seed))
+        done = [seed for seed in self.experiment.sweep_seeds if is_complete(self._sweep_path(seed))]
+        if done and self._is_trained():
+            banks = self._held_banks()
+            for seed in done:
+                yield seed, banks[seed], open_sweep(self._sweep_path(seed))
 
     @contextlib.contextmanager
     def _timed(self, step: str) -> Generator[None]:
