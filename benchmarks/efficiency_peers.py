@@ -139,7 +139,7 @@ def measure(options: Options) -> Measured:
         rows=found,
         settings={"peer": peer.versions, **{name: as_dict(case.config) for name, case in cases.items()}},
         notes=[
-            "From and to: the 95% interval of the ratio of two variances of so many replicates; times are taken as exact."
+            "From and to: the 95% interval of a ratio of two variances of so many replicates; times are taken as exact."
         ],
     )
 
