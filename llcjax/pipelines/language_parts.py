@@ -46,8 +46,8 @@ def _dip(experiment: LanguageExperiment) -> LanguageExperiment:
 
 def _one_layer(experiment: LanguageExperiment) -> LanguageExperiment:
     model = dataclasses.replace(experiment.model, num_layers=1)
-    count = experiment.num_checkpoints  # half of them show the control's curve
-    return dataclasses.replace(experiment, model=model, num_checkpoints=count and max(count // 2, _FEWEST))
+    count = experiment.num_checkpoints  # a third of them shows the control's curve
+    return dataclasses.replace(experiment, model=model, num_checkpoints=count and max(count // 3, _FEWEST))
 
 
 PARTS: dict[str, Part] = {
