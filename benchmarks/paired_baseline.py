@@ -113,7 +113,8 @@ def transformer(toy: bool) -> Case:
         num_chains=REPLICATES, num_draws=250, num_burnin_steps=100, batch_size=1024, precision="tf32",
         draws_per_chunk=25,
     )  # fmt: skip
-    return _transformer(PRESETS["paper"], import_bank(folder), (10_101, 500_000), 5e-5, config)
+    exact = dataclasses.replace(PRESETS["paper"], activations="float32")
+    return _transformer(exact, import_bank(folder), (10_101, 500_000), 5e-5, config)
 
 
 def _small_transformer(toy: bool) -> Case:
