@@ -63,6 +63,11 @@ def rows(folder, name):
 def test_tables_and_reports_hold_both_models(study):
     run, folder, met = study
     assert {row["part"] for row in rows(folder, "llc")} == {"two_layers", "one_layer"}
+    for row in rows(folder, "verdicts"):
+        counted = sum(int(one.split()[0]) for one in row["others"].split("; ") if one != "none")
+        assert int(row["ok"]) + counted == int(row["checkpoints"]) and float(row["chance"]) == pytest.approx(
+            np.log(7), rel=1e-5
+        )
     assert {row["event"] for row in rows(folder, "events")} >= {"bigrams", "positions", "prefix-matching head"}
     known = rows(folder, "known")
     assert float(known[0]["bigram_entropy"]) == pytest.approx(LANGUAGE.bigram_entropy(), rel=1e-4)

@@ -13,7 +13,7 @@ import xarray as xr
 from llcjax.estimators import estimates
 from llcjax.pipelines.experiment_config import selected_steps
 from llcjax.pipelines.experiment_run import ExperimentRun
-from llcjax.selection import checkpoint_columns, checkpoint_variables, one_setting
+from llcjax.selection import checkpoint_columns, checkpoint_variables, one_setting, verdict_counts
 from llcjax.stages import Stages, llc_stages
 
 Row = dict[str, Any]
@@ -73,16 +73,41 @@ def key_names(key: StageKey) -> Row:
     return dict(zip(("part", "seed", "setting", "method"), key, strict=True))
 
 
-def llc_rows(one: Found) -> Iterator[Row]:
-    """One row a setting and checkpoint."""
-    wanted = ("llc", "llc_stderr", "rhat", "mean_loss", "init_loss")
+def verdict_rows(one: Found) -> Iterator[Row]:
+    """One row a setting: its verdicts, its largest R-hat, and how many checkpoints' chains rose above chance."""
+    for curve, names in _curves(one):
+        counts = verdict_counts(curve)
+        others = "; ".join(f"{count} {name}" for name, count in counts.items() if name != "ok")
+        chance = one.table.attrs["chance"]
+        rose = (curve["mean_loss"].values > chance) & (curve["init_loss"].values < chance)
+        yield {
+            **names,
+            "checkpoints": curve.sizes["checkpoint"],
+            "ok": counts.get("ok", 0),
+            "others": others or "none",
+            "largest_rhat": float(curve["rhat"].max()),
+            "largest_mean_loss": float(curve["mean_loss"].max()),
+            "chance": chance,
+            "above_chance": int(rose.sum()),
+        }
+
+
+def _curves(one: Found) -> Iterator[tuple[xr.Dataset, Row]]:
+    """The estimates at each setting, and the columns that name them."""
     for setting in range(one.table.sizes["setting"]):
         curve = one_setting(one.table, setting)
         fixed = {name: float(curve[name]) for name in ("n_beta", "localization", "step_size")}
+        yield curve, {"part": one.part, "seed": one.seed, **fixed}
+
+
+def llc_rows(one: Found) -> Iterator[Row]:
+    """One row a setting and checkpoint."""
+    wanted = ("llc", "llc_stderr", "rhat", "mean_loss", "init_loss")
+    for curve, names in _curves(one):
         for index, step in enumerate(curve["checkpoint"].values):
             numbers = {name: float(curve[name].values[index]) for name in wanted if name in curve}
             verdict = str(curve["verdict"].values[index])
-            yield {"part": one.part, "seed": one.seed, "step": int(step), **fixed, **numbers, "verdict": verdict}
+            yield {**names, "step": int(step), **numbers, "verdict": verdict}
 
 
 def stage_rows(by_method: Mapping[StageKey, Stages | str]) -> list[Row]:

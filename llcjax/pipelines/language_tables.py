@@ -15,6 +15,7 @@ from llcjax.pipelines.experiment_results import (
     results,
     stage_rows,
     time_rows,
+    verdict_rows,
 )
 from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.pipelines.language_config import PUBLISHED_BOUNDARIES
@@ -37,6 +38,7 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
     trained = [one for one in found if one.part in _OWN_MODELS]
     tables: dict[str, list[Row]] = {
         "llc": [row for one in found for row in llc_rows(one)],
+        "verdicts": [row for one in found for row in verdict_rows(one)],
         "stages": stage_rows(all_stages(found)),
         "falls": falls(found),
         "targets": met,

