@@ -3,34 +3,55 @@
 #
 #     experiments/two_gpus.sh language|regression OUT [OPTION OF `llcjax run` ...]
 #
-# The first GPU has the first part, the second one the others, those that train models of their own before those that
-# sweep the models of the first. Given again, every part goes on where it stopped. Logs are in OUT/logs.
+# The first GPU has the first part. The second one has those that train models of their own, then those that sweep the
+# models of the first; whichever is free takes the next. `heads` are those of the language model, in OUT/heads. At the
+# end come the tables. Given again, every part goes on where it stopped. Logs are in OUT/logs.
 set -u
 experiment=$1 out=$2
 shift 2
+options=("$@")
 case $experiment in
-  language) first=two_layers second="one_layer wait dip calibrated later" ;;
+  language) first=two_layers others="one_layer wait dip calibrated heads later" ;;
   regression)
-    first=published second="finite_tasks no_layer_norm weight_decay gradient_noise wait calibrated relative" ;;
+    first=published others="finite_tasks no_layer_norm weight_decay gradient_noise wait calibrated relative" ;;
   *) echo "$experiment is no experiment; choose language or regression." >&2; exit 2 ;;
 esac
 mkdir -p "$out/logs"
+taken=$(mktemp -d)
+trap 'rm -rf "$taken"' EXIT
 
-run() { # GPU NAME [OPTION ...]
-  local started=$SECONDS
-  CUDA_VISIBLE_DEVICES=$1 python3 -m llcjax run "$experiment" --preset paper --out "$out" "${options[@]}" "${@:3}" \
-    >> "$out/logs/$2.log" 2>&1
+tokens() {
+  local before=
+  for word in "${options[@]}"; do
+    if [ "$before" = --tokens ]; then echo "$word"; fi
+    before=$word
+  done
+}
+
+make() { # GPU NAME
+  local started=$SECONDS command=(run "$experiment" --preset paper --out "$out" --part "$2" "${options[@]}")
+  if [ "$2" = heads ]; then
+    command=(heads --bank "$out/banks/seed_0" --tokens "$(tokens)" --activations bfloat16 --sweep.precision bf16
+      --out "$out/heads")
+  fi
+  CUDA_VISIBLE_DEVICES=$1 python3 -m llcjax "${command[@]}" >> "$out/logs/$2.log" 2>&1
   echo "$2: exit code $? after $((SECONDS - started)) s"
 }
-options=("$@")
-run 0 $first --part $first &
-for part in $second; do
-  if [ $part = wait ]; then
-    # Other parts sweep the models of the first one, which are there once it has trained.
-    until { [ -f "$out/banks/seed_0/bank.json" ] && [ ! -d "$out/training" ]; } || ! kill -0 $! 2> /dev/null; do sleep 1; done
-  else
-    run 1 $part --part $part
-  fi
-done
+
+trained() { [ -f "$out/banks/seed_0/bank.json" ] && [ ! -d "$out/training" ]; }
+
+work() { # GPU
+  for part in $others; do
+    if [ "$part" = wait ]; then
+      until trained || [ -e "$taken/$first-ended" ]; do sleep 1; done
+    elif mkdir "$taken/$part" 2> /dev/null; then
+      make "$1" "$part"
+    fi
+  done
+}
+
+(make 0 $first; touch "$taken/$first-ended"; work 0) &
+work 1
 wait
-run 0 tables
+CUDA_VISIBLE_DEVICES=0 python3 -m llcjax report "$out" > "$out/logs/tables.log" 2>&1
+echo "tables: exit code $?"

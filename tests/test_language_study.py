@@ -124,7 +124,8 @@ def test_a_sweep_is_made_again_bit_for_bit_and_its_folder_is_its_own(swept, tmp_
 def test_a_report_is_made_again(study, capsys):
     run, *_ = study
     main(["report", str(run.out)])
-    assert "verdicts of" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "verdicts of" in printed and str(run.out / "tables") in printed
 
 
 def test_presets_come_back_from_json_and_their_parts_are_valid():

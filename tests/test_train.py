@@ -17,7 +17,7 @@ from llcjax.train import TrainConfig, learning_rate_schedule, make_optimizer, tr
 
 TASK = RegressionTask(dimension=2, num_pairs=4)
 INIT, APPLY = icl_transformer(
-    TransformerConfig(num_heads=2, model_width=16, mlp_width=16), TASK.num_tokens, TASK.token_width
+    TransformerConfig(num_layers=1, num_heads=2, model_width=16, mlp_width=16), TASK.num_tokens, TASK.token_width
 )
 LOSS = squared_error(APPLY)
 CONFIG = TrainConfig(num_steps=60, batch_size=16, num_seeds=2, num_log_checkpoints=4, num_linear_checkpoints=4)
@@ -30,6 +30,14 @@ def run(config=CONFIG, **options):
 @pytest.fixture(scope="module")
 def banks():
     return run()
+
+
+SHORT = dataclasses.replace(CONFIG, num_seeds=1, num_steps=30)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run(SHORT)[0]
 
 
 def test_the_papers_snapshots(shared_data):
@@ -102,7 +110,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("moment", [3, 5])
+@pytest.mark.parametrize("moment", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_training_ends_with_bitwise_the_same_parameters(banks, tmp_path, moment):
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(
@@ -127,10 +135,9 @@ def test_killed_training_ends_with_bitwise_the_same_parameters(banks, tmp_path, 
      {"schedule": "constant"}],
     ids=str,
 )  # fmt: skip
-def test_options_change_training(banks, change):
-    config = dataclasses.replace(CONFIG, num_seeds=1, num_steps=30, **change)
-    plain = dataclasses.replace(CONFIG, num_seeds=1, num_steps=30)
-    a, b = (jax.tree.leaves(run(c)[0].checkpoint(-1)) for c in (config, plain))
+def test_options_change_training(plain, change):
+    changed = run(dataclasses.replace(SHORT, **change))[0]
+    a, b = (jax.tree.leaves(bank.checkpoint(-1)) for bank in (changed, plain))
     assert all(np.all(np.isfinite(leaf)) for leaf in a)
     assert any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 

@@ -59,8 +59,9 @@ class _RunOptions(_SharedOptions[Experiment]):
     """A whole experiment."""
 
     part: tuple[str, ...] = ()
-    """Only these parts of the experiment, such as `published calibrated`; none = all in their order. Every part and
-    every step in it goes on where it stopped, so a run may be cut by limits of time anywhere."""
+    """Only these parts of the experiment, such as `published calibrated`, without the tables over all; none = all in
+    their order, then the tables. Every part and every step in it goes on where it stopped, so a run may be cut by limits
+    of time anywhere."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class _RerunOptions:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _ReportOptions:
-    """The report of a run folder."""
+    """The report of a run folder, and the tables over its finished parts where it has several."""
 
     directory: tyro.conf.Positional[Path]
     """Folder of a run."""
@@ -132,11 +133,12 @@ def run_experiment(command: str, arguments: list[str]) -> None:
             if processes.is_first():
                 print_verdicts(estimates(facts))
     else:
-        for part_name, part in run.parts(getattr(options, "part", ())).items():
+        named = getattr(options, "part", ())
+        for part_name, part in run.parts(named).items():
             part.sweeps()
             processes.first_alone(lambda n=part_name, p=part: print_part(n, p))
-        # One part alone has all its tables in its report.
-        if options.config.further:
+        # One part alone has all its tables in its report, and named parts may be made side by side.
+        if options.config.further and not named:
             processes.first_alone(lambda: print_tables(run))
 
 
@@ -168,7 +170,10 @@ def make_report(arguments: list[str]) -> None:
     config = load_config(options.directory)
     kind = study_of(config).run
     line = shell(["report", str(options.directory)])
-    print_reports(kind(kind.experiment_from(config), options.directory, command=line))
+    run = kind(kind.experiment_from(config), options.directory, command=line)
+    print_reports(run)
+    if run.experiment.further:
+        print_tables(run)
 
 
 def rerun_and_compare(arguments: list[str]) -> None:

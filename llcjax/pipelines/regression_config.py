@@ -139,7 +139,6 @@ PRESETS: dict[str, RegressionExperiment] = {
             num_draws=5000,
             batch_size=1024,
             baseline="dataset",
-            per_position=True,
             precision="tf32",
         ),
         # Rounds like the products in TF32; benchmarks/README.md has the LLCs of both beside exact ones.
@@ -168,7 +167,6 @@ GRIDS: dict[str, SweepConfig] = {
         num_draws=700,
         num_burnin_steps=300,
         baseline="paired",
-        per_position=False,
     ),
 }
 """The grid of `llcjax calibrate` for each preset."""
