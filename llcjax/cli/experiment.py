@@ -60,8 +60,8 @@ class _RunOptions(_SharedOptions[Experiment]):
 
     part: tuple[str, ...] = ()
     """Only these parts of the experiment, such as `published calibrated`, without the tables over all; none = all in
-    their order, then the tables. Every part and every step in it goes on where it stopped, so a run may be cut by limits
-    of time anywhere."""
+    their order, then the tables. Every part and every step in it goes on where it stopped, so a run may be cut by
+    limits of time anywhere."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
