@@ -108,12 +108,12 @@ def test_what_surrounds_attention_lowers_for_a_gpu(dtype):
     if jax.__version_info__ >= (0, 11):
         pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
     products = Products(DotAlgorithmPreset.TF32_TF32_F32, interpret=False)
-    square, bias = jnp.ones((64, 64), dtype), jnp.ones(64)
+    square, bias = jnp.ones((64, 64)), jnp.ones(64)
 
     def both(x):
         def forward(x):
             linear = LinearSpec(products=products, layer_norm=True)
-            qkv, through = normed_linear(linear, x, jnp.ones((64, 192), dtype), jnp.ones(192))
+            qkv, through = normed_linear(linear, x, jnp.ones((64, 192)), jnp.ones(192))
             tail = TailSpec(products=products, layer_norm=True, double_residual=True)
             return block_tail(tail, through, qkv[:, :64], TailWeights(square, square, bias, square, bias))
 
@@ -154,6 +154,20 @@ def test_small_gradients_survive_float16(kernels):
         found.append(jax.jit(jax.grad(lambda p, apply=apply: 1e-3 * jnp.mean(apply(p, inputs))))(params))
     exact, rounded = found
     assert 1e-3 / inputs.size < 6e-6  # where float16 has two bits left
+    assert trees.distance(rounded, exact) < 0.005 * optax.tree.norm(exact)
+
+
+@pytest.mark.parametrize("kernels", ["xla", "pallas"])
+def test_large_gradients_survive_float16(kernels):
+    """Of parameters, as sums over the 128 tokens: beyond the range of float16."""
+    inputs = jax.random.normal(jax.random.key(1), (8, 16, 5))
+    found = []
+    for activations in ("float32", "float16"):
+        init, apply = icl_transformer(TransformerConfig(num_layers=1), 16, 5, kernels, activations)
+        params = init(jax.random.key(0))
+        found.append(jax.jit(jax.grad(lambda p, apply=apply: 6e4 * jnp.mean(apply(p, inputs))))(params))
+    exact, rounded = found
+    assert sum(float(jnp.abs(leaf).max()) * 128 > 65_504 for leaf in jax.tree.leaves(exact)) > 6
     assert trees.distance(rounded, exact) < 0.005 * optax.tree.norm(exact)
 
 

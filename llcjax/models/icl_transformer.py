@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llcjax.models.functional import functional
+from llcjax.models.half_linear import Linear
 from llcjax.models.kernels import NORM_EPSILON, Kernels, Products, kernel_products
 from llcjax.models.loss_scale import with_loss_scale
 from llcjax.models.sizes import Activations, check_sizes
@@ -100,13 +101,13 @@ def icl_internals(
     return cast("Callable[[Params, Array], Internals]", inspect)
 
 
-def _linear(fan_in: int, fan_out: int, compute: _Compute, rngs: nnx.Rngs, bias: bool) -> nnx.Linear:
+def _linear(fan_in: int, fan_out: int, compute: _Compute, rngs: nnx.Rngs, bias: bool) -> Linear:
     bound = 1 / math.sqrt(fan_in)
 
     def bias_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Linear(
+    return Linear(
         fan_in,
         fan_out,
         use_bias=bias,
@@ -120,7 +121,19 @@ def _linear(fan_in: int, fan_out: int, compute: _Compute, rngs: nnx.Rngs, bias: 
 def _norm(config: TransformerConfig, compute: _Compute, rngs: nnx.Rngs) -> nnx.LayerNorm | None:
     if not config.layer_norm:
         return None
-    return nnx.LayerNorm(config.model_width, epsilon=NORM_EPSILON, dtype=compute.activations, rngs=rngs)
+    return nnx.LayerNorm(
+        config.model_width,
+        epsilon=NORM_EPSILON,
+        dtype=compute.activations,
+        promote_dtype=_promote_rows,
+        rngs=rngs,
+    )
+
+
+def _promote_rows(arrays: Any, /, *, dtype: Any = None, **_: Any) -> Any:
+    """Rounds the rows of a norm alone: its parameters, whose gradients are sums over tokens, stay float32."""
+    rows, *parameters = arrays
+    return (rows.astype(dtype), *parameters)
 
 
 @jax.named_scope("norm")
@@ -204,12 +217,12 @@ class _Block(nnx.Module):
         from llcjax.models.kernels import block_tail, normed_linear, short_attention
 
         batch, tokens, width = x_BTD.shape
-        layer_norm, dtype = self.attention_norm is not None, self.compute.activations
+        layer_norm = self.attention_norm is not None
         weight_DE, bias_E = _folded(self.attention_norm, self.attention.qkv)
         with jax.named_scope("qkv"):
             spec = normed_linear.LinearSpec(products=products, layer_norm=layer_norm)
             x_ND = x_BTD.reshape(-1, width)
-            qkv_NE, x_ND = normed_linear.normed_linear(spec, x_ND, weight_DE.astype(dtype), bias_E)
+            qkv_NE, x_ND = normed_linear.normed_linear(spec, x_ND, weight_DE, bias_E)
         with jax.named_scope("attention"):
             spec = short_attention.AttentionSpec(
                 num_tokens=tokens, num_heads=self.attention.num_heads, products=products
@@ -217,10 +230,10 @@ class _Block(nnx.Module):
             mixed_BTD = short_attention.short_attention(spec, qkv_NE.reshape(batch, tokens, -1))
         weight_DF, bias_F = _folded(self.mlp_norm, self.mlp_in)
         weights = block_tail.TailWeights(
-            output=self.attention.output.kernel[...].astype(dtype),
-            mlp_in=weight_DF.astype(dtype),
+            output=self.attention.output.kernel[...],
+            mlp_in=weight_DF,
             mlp_in_bias=bias_F,
-            mlp_out=self.mlp_out.kernel[...].astype(dtype),
+            mlp_out=self.mlp_out.kernel[...],
             mlp_out_bias=_bias(self.mlp_out),
         )
         with jax.named_scope("mlp"):
@@ -229,7 +242,7 @@ class _Block(nnx.Module):
         return y_ND.reshape(x_BTD.shape)
 
 
-def _folded(norm: nnx.LayerNorm | None, linear: nnx.Linear) -> tuple[Float[Array, "D E"], Float[Array, " E"]]:
+def _folded(norm: nnx.LayerNorm | None, linear: Linear) -> tuple[Float[Array, "D E"], Float[Array, " E"]]:
     """Matrix and bias of a linear map that take the norm's scale and shift upon them."""
     weight, bias = linear.kernel[...], _bias(linear)
     if norm is None or norm.scale is None or norm.bias is None:
@@ -237,7 +250,7 @@ def _folded(norm: nnx.LayerNorm | None, linear: nnx.Linear) -> tuple[Float[Array
     return norm.scale[...][:, None] * weight, norm.bias[...] @ weight + bias
 
 
-def _bias(linear: nnx.Linear) -> Float[Array, " E"]:
+def _bias(linear: Linear) -> Float[Array, " E"]:
     return jnp.zeros(linear.out_features) if linear.bias is None else linear.bias[...]
 
 
@@ -276,7 +289,7 @@ class _Transformer(nnx.Module):
         missing = max(16, 1 << (len(bias_I) - 1).bit_length()) - len(bias_I)
         weight_DO, bias_O = jnp.pad(weight_DI, ((0, 0), (0, missing))), jnp.pad(bias_I, (0, missing))
         x_ND = x_BTD.reshape(-1, x_BTD.shape[2])
-        (y_NO,) = normed_linear.normed_linear(spec, x_ND, weight_DO.astype(self.activations), bias_O)
+        (y_NO,) = normed_linear.normed_linear(spec, x_ND, weight_DO, bias_O)
         return y_NO[:, : len(bias_I)].reshape(*x_BTD.shape[:2], -1)
 
     def _stream(self, tokens_BTI: Float[Array, "B T I"]) -> list[Float[Array, "B T D"]]:

@@ -1,6 +1,7 @@
 """Static loss scaling: keeps gradients within the range of float16 on their way back (arXiv 1710.03740, section 3.2).
 
-Gradients of a mean over many outputs are as small as one over their number, and float16 has nothing below 6e-8.
+Gradients of a mean over many outputs are as small as one over their number, and float16 has nothing below 6e-8. Those
+of parameters, sums over all tokens, are float32 (`llcjax.models.half_linear` and the kernels): float16 ends at 65,504.
 """
 
 from __future__ import annotations

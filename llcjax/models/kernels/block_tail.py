@@ -31,7 +31,11 @@ _BACKWARD_HALF = tiles.Launch(rows=64, warps=4, tiles=32, stages=2)
 
 
 class TailWeights(NamedTuple):
-    """Matrices in the dtype of the activations or float32, the norm's scale and shift folded into the first map."""
+    """In float32, the norm's scale and shift folded into the first map.
+
+    Matrices are rounded to the dtype of the activations. Gradients are float32: as sums over all rows they may lie
+    beyond the range of float16.
+    """
 
     output: Float[Array, "D D"]
     mlp_in: Float[Array, "D F"]
@@ -66,6 +70,7 @@ def block_tail(
 
 def _forward(spec: TailSpec, x_ND: Array, mixed_ND: Array, weights: TailWeights) -> tuple[Array, Any]:
     rows, width = x_ND.shape
+    weights = TailWeights(*(leaf.astype(x_ND.dtype) if leaf.ndim == 2 else leaf for leaf in weights))
     per_program = _FORWARD.program_rows(rows)
     x, mixed = (tiles.padded(array, per_program) for array in (x_ND, mixed_ND))
     block = tiles.rows_of_program(per_program, width)
@@ -102,11 +107,9 @@ def _backward(spec: TailSpec, kept: Any, dy_ND: Array) -> tuple[Array, Array, Ta
         interpret=spec.products.interpret,
         compiler_params=launch.compiler_params,
     )(x, mixed, dy, *weights)
-    totals = TailWeights(*(jnp.sum(leaf, 0) for leaf in sums))
-    gradient = jax.tree.map(
-        lambda total, weight: (total if weight.ndim == 2 else total[0]).astype(weight.dtype), totals, weights
-    )
-    return dx[:rows], dmixed[:rows], gradient
+    totals = (jnp.sum(leaf, 0) for leaf in sums)
+    gradient = (total if weight.ndim == 2 else total[0] for total, weight in zip(totals, weights, strict=True))
+    return dx[:rows], dmixed[:rows], TailWeights(*gradient)
 
 
 block_tail.defvjp(_forward, _backward)

@@ -47,14 +47,16 @@ def normed_linear(
     Args:
         spec: options.
         x_ND: rows; their dtype is that of the results.
-        weight_DE: matrix, the norm's scale folded into it; E is a multiple of D, or a power of two below it.
+        weight_DE: float32 matrix, the norm's scale folded into it, which is rounded to the dtype of the rows; E is a
+            multiple of D, or a power of two below it. Its gradient is float32: as a sum over all rows it may lie beyond
+            the range of float16.
         bias_E: the norm's shift, mapped.
     """
     return _forward(spec, x_ND, weight_DE, bias_E)[0]
 
 
 def _forward(spec: LinearSpec, x_ND: Array, weight_DE: Array, bias_E: Array) -> tuple[Any, Any]:
-    launch = _launch(_FORWARD, weight_DE)
+    launch, weight_DE = _launch(_FORWARD, weight_DE), weight_DE.astype(x_ND.dtype)
     per_program = launch.program_rows(len(x_ND))
     x, (width, wide) = tiles.padded(x_ND, per_program), weight_DE.shape
     mapped = pl.pallas_call(
@@ -67,11 +69,11 @@ def _forward(spec: LinearSpec, x_ND: Array, weight_DE: Array, bias_E: Array) -> 
         compiler_params=launch.compiler_params,
     )(x, weight_DE, bias_E)
     mapped = mapped[: len(x_ND)]
-    return (mapped, x_ND) if spec.through else (mapped,), (x_ND, weight_DE, bias_E)
+    return (mapped, x_ND) if spec.through else (mapped,), (x_ND, weight_DE)
 
 
 def _backward(spec: LinearSpec, kept: Any, gradients: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-    x_ND, weight_DE, bias_E = kept
+    x_ND, weight_DE = kept
     launch = _launch(_BACKWARD_HALF if tiles.is_half(x_ND.dtype) else _BACKWARD, weight_DE)
     per_program = launch.program_rows(len(x_ND))
     x, *padded = (tiles.padded(array, per_program) for array in (x_ND, *gradients))
@@ -90,8 +92,7 @@ def _backward(spec: LinearSpec, kept: Any, gradients: tuple[Array, ...]) -> tupl
         interpret=spec.products.interpret,
         compiler_params=launch.compiler_params,
     )(x, *padded, weight_DE)
-    weight, bias = jnp.sum(weight, 0), jnp.sum(bias, 0)[0]
-    return dx[: len(x_ND)], weight.astype(weight_DE.dtype), bias.astype(bias_E.dtype)
+    return dx[: len(x_ND)], jnp.sum(weight, 0), jnp.sum(bias, 0)[0]
 
 
 normed_linear.defvjp(_forward, _backward)
