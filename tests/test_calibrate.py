@@ -202,6 +202,7 @@ TINY_WORDS = """
 TINY = TINY_WORDS.split()
 
 
+@pytest.mark.slow
 def test_a_second_sampler_and_a_warm_up_through_the_command_line(tmp_path, capsys):
     words = ["calibrate", "regression", "--out", str(tmp_path), "--no-progress", *TINY, "--checkpoints", "40"]
     second = ["--second-sampler", "rmsprop_sgld", "--second-step-size", "1e-3", "2e-3"]
