@@ -38,8 +38,6 @@ from llcjax.keys import as_key
 from llcjax.reference import deep_linear_task, largest_curvature, random_deep_linear
 
 WANTED = 0.05
-REPLICATES = (16, 16) if device() == "cpu" else (128, 32)
-"""Chains of llcjax, in one launch, and of devinterp, one after another."""
 
 
 class Case(NamedTuple):
@@ -54,6 +52,11 @@ class Case(NamedTuple):
     """Of llcjax; devinterp has its own number of chains."""
 
 
+def replicates() -> tuple[int, int]:
+    """Chains of llcjax, in one launch, and of devinterp, one after another."""
+    return (16, 16) if device() == "cpu" else (128, 32)
+
+
 def deep_linear(toy: bool) -> Case:
     """At its teacher, labels with unit noise."""
     teacher = random_deep_linear(np.random.default_rng(6), "1k", aligned=True)
@@ -62,7 +65,7 @@ def deep_linear(toy: bool) -> Case:
     n_beta = 1000.0
     config = SweepConfig(
         n_beta=n_beta, localization=100.0, step_size=0.2 / (n_beta * largest_curvature(teacher)), batch_size=500,
-        num_chains=REPLICATES[0], num_draws=20 if toy else 1000, num_burnin_steps=20 if toy else 300,
+        num_chains=replicates()[0], num_draws=20 if toy else 1000, num_burnin_steps=20 if toy else 300,
     )  # fmt: skip
     arrays = {**teacher.params, "inputs": data[0], "targets": data[1]}
     return Case("deep_linear", arrays, Workload(task.loss_fn, teacher.params, data, 500), config)
@@ -72,7 +75,7 @@ def regression(toy: bool) -> Case:
     """The transformer after its training, on 65,536 of its sequences."""
     trained = paired_baseline.transformer(toy)
     assert trained.experiment is not None
-    config = dataclasses.replace(trained.at(trained.n_beta[0]), num_chains=REPLICATES[0], baseline="dataset")
+    config = dataclasses.replace(trained.at(trained.n_beta[0]), num_chains=replicates()[0], baseline="dataset")
     if os.environ.get(paired_baseline.BANK) and not toy:
         config = dataclasses.replace(config, localization=1500.0, step_size=5e-5)  # what `llcjax calibrate` recommends
     params = trained.bank.checkpoint(len(trained.bank) - 1)
@@ -112,7 +115,7 @@ def rows(peer: Peer, name: str, case: Case, toy: bool) -> list[Row]:
     with stored(case.arrays) as file:
         short = dataclasses.replace(config, num_draws=5, num_burnin_steps=0, num_chains=2)
         peer.answer(case.model, file, short, seed=0, exact_start=True)  # loads what it needs
-        theirs_config = dataclasses.replace(config, num_chains=REPLICATES[1])
+        theirs_config = dataclasses.replace(config, num_chains=replicates()[1])
         answer = peer.answer(case.model, file, theirs_config, seed=1, exact_start=True)
     theirs = np.array(answer["llc of chains"])
     ours = row(name, "llcjax", config, table["llc_per_chain"].values.reshape(-1), seconds)

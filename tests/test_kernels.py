@@ -143,30 +143,27 @@ def test_activations_in_16_bits_round_and_no_more(kernels, activations, rounding
     assert 0 < trees.distance(rounded_gradient, exact_gradient) < rounding * optax.tree.norm(exact_gradient)
 
 
-@pytest.mark.parametrize("kernels", ["xla", "pallas"])
-def test_small_gradients_survive_float16(kernels):
-    """Of a mean over many outputs, near a minimum: without a scale on the way back many would be 0."""
+def gradients_of_mean(kernels, factor):
+    """Of `factor` times the mean output on 128 tokens, with activations in float32 and in float16."""
     inputs = jax.random.normal(jax.random.key(1), (8, 16, 5))
-    found = []
     for activations in ("float32", "float16"):
         init, apply = icl_transformer(TransformerConfig(num_layers=1), 16, 5, kernels, activations)
         params = init(jax.random.key(0))
-        found.append(jax.jit(jax.grad(lambda p, apply=apply: 1e-3 * jnp.mean(apply(p, inputs))))(params))
-    exact, rounded = found
-    assert 1e-3 / inputs.size < 6e-6  # where float16 has two bits left
+        yield jax.jit(jax.grad(lambda p, apply=apply: factor * jnp.mean(apply(p, inputs))))(params)
+
+
+@pytest.mark.parametrize("kernels", ["xla", "pallas"])
+def test_small_gradients_survive_float16(kernels):
+    """Of a mean over many outputs, near a minimum: without a scale on the way back many would be 0."""
+    exact, rounded = gradients_of_mean(kernels, 1e-3)
+    assert 1e-3 / (128 * 5) < 6e-6  # where float16 has two bits left
     assert trees.distance(rounded, exact) < 0.005 * optax.tree.norm(exact)
 
 
 @pytest.mark.parametrize("kernels", ["xla", "pallas"])
 def test_large_gradients_survive_float16(kernels):
-    """Of parameters, as sums over the 128 tokens: beyond the range of float16."""
-    inputs = jax.random.normal(jax.random.key(1), (8, 16, 5))
-    found = []
-    for activations in ("float32", "float16"):
-        init, apply = icl_transformer(TransformerConfig(num_layers=1), 16, 5, kernels, activations)
-        params = init(jax.random.key(0))
-        found.append(jax.jit(jax.grad(lambda p, apply=apply: 6e4 * jnp.mean(apply(p, inputs))))(params))
-    exact, rounded = found
+    """Of parameters, as sums over the tokens: beyond the range of float16."""
+    exact, rounded = gradients_of_mean(kernels, 6e4)
     assert sum(float(jnp.abs(leaf).max()) * 128 > 65_504 for leaf in jax.tree.leaves(exact)) > 6
     assert trees.distance(rounded, exact) < 0.005 * optax.tree.norm(exact)
 

@@ -72,8 +72,8 @@ def fill(here: Path, runs: Sequence[tuple[str, Path]]) -> None:
     for name, run in runs:
         target, made = here / "results" / name, run / "tables"
         target.mkdir(parents=True, exist_ok=True)
-        pictures = (run / "figures" / f"{figure}.png" for figure in ("curve", "components"))
-        for path in sorted(made.iterdir()) if made.exists() else filter(Path.exists, [*run.glob("*.csv"), *pictures]):
+        reported = [*run.glob("*.csv"), run / "figures" / "curve.png", *run.glob("figures/components.png")]
+        for path in sorted(made.iterdir() if made.exists() else reported):
             shutil.copy(path, target / path.name)
     readme = here / "README.md"
     readme.write_text(rendered(readme.read_text(), here / "results" / "tables"))
