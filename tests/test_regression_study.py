@@ -66,6 +66,15 @@ def test_every_part_and_seed_is_in_the_tables(study):
     assert met == [], "a run of 40 steps has none of the paper's targets"
     changes = rows(folder, "changes")
     assert {row["stage"] for row in changes} == {"LR1"} and changes[0]["paper_delta_llc"] == "21.4"
+    published = [row for row in rows(folder, "llc") if (row["part"], row["seed"]) == ("published", "1")]
+    llcs = {row["step"]: float(row["llc"]) for row in published}
+    windows = [row for row in rows(folder, "windows") if row["seed"] == "1"]
+    assert windows and windows[0]["first_draw"] == "1"
+    for step in {row["step"] for row in windows}:
+        mine = [row for row in windows if row["step"] == step]
+        draws = [int(row["last_draw"]) - int(row["first_draw"]) + 1 for row in mine]
+        mean = np.average([float(row["llc"]) for row in mine], weights=draws)
+        assert len(mine) == 5 and mean == pytest.approx(llcs[step], rel=1e-4), "windows make up the whole"
     assert len(rows(folder, "curvature")) >= 16 and "attention_self" in rows(folder, "attention_tokens")[0]
     assert {"behaviour", "structure", "attention", "paths", "stages"} <= {path.stem for path in folder.glob("*.csv")}
     assert {path.name for path in folder.glob("*.png")} >= {"regimes.png", "seeds_published.png"}

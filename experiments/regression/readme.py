@@ -1,9 +1,10 @@
 """Puts the tables of a run into README.md beside this: `python experiments/regression/readme.py [RUN]`.
 
-With RUN, the folder of a run of `llcjax run regression --preset paper`, its `tables/` are copied to `results/tables/`
-first. In the README a table stands between `<!-- table: NAME key=value ... | column ... -->` and `<!-- end -->`: the
-named columns of those rows of `results/tables/NAME.csv` that have one of these values (`step=0,984`). NAME may begin
-with another folder beside `tables`, as in `quick/llc`.
+With RUN, the folder of a run of `llcjax run regression --preset paper`, its `tables/` and the figures of its first
+report are copied to `results/tables/` first. In the README a table stands between
+`<!-- table: NAME key=value ... | column ... -->` and `<!-- end -->`: the named columns of those rows of
+`results/tables/NAME.csv` that have one of these values (`step=0,984`). NAME may begin with another folder beside
+`tables`, as in `quick/llc`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TABLES = HERE / "results" / "tables"
+FIGURES = ("curve", "mean_loss", "curvature", "components")
+"""Of the reports, where they have them."""
 _PLACE = re.compile(
     r"(<!-- table: (?P<name>[\w/]+)(?P<wanted>[^|>]*)\|(?P<columns>[^>]*)-->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -72,8 +75,10 @@ def fill(here: Path, runs: Sequence[tuple[str, Path]]) -> None:
     for name, run in runs:
         target, made = here / "results" / name, run / "tables"
         target.mkdir(parents=True, exist_ok=True)
-        reported = [*run.glob("*.csv"), run / "figures" / "curve.png", *run.glob("figures/components.png")]
-        for path in sorted(made.iterdir() if made.exists() else reported):
+        figures = [path for name in FIGURES for path in run.glob(f"figures/{name}.png")]
+        if not (run / "figures" / "curve.png").exists():
+            raise ValueError(f"{run} has no figures/curve.png; make its report with `llcjax report {run}` first.")
+        for path in [*sorted(made.iterdir() if made.exists() else run.glob("*.csv")), *figures]:
             shutil.copy(path, target / path.name)
     readme = here / "README.md"
     readme.write_text(rendered(readme.read_text(), here / "results" / "tables"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from llcjax.estimators import excess_loss
 from llcjax.pipelines.experiment_results import Found
 from llcjax.pipelines.regression_analysis import Analyses
 from llcjax.pipelines.regression_config import PUBLISHED_BOUNDARIES
@@ -56,6 +58,26 @@ def stage_changes(one: Found, setting: int = 0) -> Iterator[dict[str, Any]]:
         }
 
 
+def window_rows(seed: int, sweep: xr.Dataset, num_windows: int = 5) -> Iterator[dict[str, Any]]:
+    """LLC of each fifth of the draws near the paper's boundaries and at the end: whether chains have arrived.
+
+    Errors are between chains.
+    """
+    steps, last = sweep["checkpoint"].values, int(sweep["checkpoint"].values[-1])
+    marks = [*(step for step in PUBLISHED_BOUNDARIES if step < last), last]
+    some = sweep.isel(setting=0).sel(checkpoint=[int(steps[np.abs(steps - mark).argmin()]) for mark in marks])
+    excess = (some["n_beta"] * excess_loss(some)).transpose("checkpoint", "chain", "draw")
+    cuts = np.linspace(0, excess.sizes["draw"], num_windows + 1).astype(int)
+    for step, chains in zip(some["checkpoint"].values, excess.values, strict=True):
+        for start, stop in itertools.pairwise(cuts):
+            llc = chains[:, start:stop].mean(1)
+            error = llc.std(ddof=1) / llc.size**0.5 if llc.size > 1 else float("nan")
+            yield {
+                "seed": seed, "step": int(step), "first_draw": int(start) + 1, "last_draw": int(stop),
+                "llc": float(llc.mean()), "llc_stderr": float(error),
+            }  # fmt: skip
+
+
 def other_curves(measured: Analyses) -> dict[str, Curve]:
     """Curves beside the LLC in which the same procedure looks for stages."""
     behaviour, paths = measured.behaviour, measured.paths
@@ -89,10 +111,12 @@ def targets(one: Found) -> Iterator[dict[str, Any]]:
         ("fall of the LLC from 126k to 320k", llc[126_000] - llc[320_000], 25.0, 60.0),
         ("step of the largest LLC", peak, 35_000.0, 60_000.0),
     ]
-    behaviour = one.measured.behaviour["test_loss"]
+    # On the sequences of the sweep, which nothing was trained on: their number makes the error of a mean small, where
+    # on those of the other metrics it is as large as the margin.
+    losses = one_setting(one.table, 0)["init_loss"]
     for step, (low, high) in PAPER_LOSSES.items():
         middle = (low + high) / 2
-        value = float(behaviour.sel(checkpoint=step, method="nearest"))
+        value = float(losses.sel(checkpoint=step, method="nearest"))
         wanted.append((f"test loss at {step // 1000}k", value, middle - 0.03, middle + 0.03))
     wanted += _curvature_targets(one.measured.curvature)
     for name, value, lower, upper in wanted:

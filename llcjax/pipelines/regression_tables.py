@@ -28,7 +28,7 @@ from llcjax.pipelines.experiment_results import (
 from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.pipelines.regression_config import MARKED_STEPS, PUBLISHED_BOUNDARIES
 from llcjax.pipelines.regression_parts import MAIN
-from llcjax.pipelines.regression_results import other_curves, stage_changes, targets
+from llcjax.pipelines.regression_results import other_curves, stage_changes, targets, window_rows
 from llcjax.pipelines.run_folder import write_rows
 from llcjax.plots import plot_regimes
 from llcjax.stages import Stages
@@ -57,6 +57,7 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
         ],
         "seeds": list(_seed_rows(found, by_method)),
         "methods": list(_method_rows(found, by_method)),
+        "windows": [row for seed, _, sweep in run.finished() for row in window_rows(seed, sweep)],
         "targets": met,
         "times": list(time_rows(run)),
         **_measure_tables(found),
