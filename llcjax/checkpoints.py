@@ -122,6 +122,10 @@ class CheckpointBank:
         """The held step that is nearest to a given one."""
         return int(self.steps[np.argmin(np.abs(self.steps - step))])
 
+    def load(self) -> CheckpointBank:
+        """Itself, as `SavedBank.load` gives it."""
+        return self
+
     def fingerprint(self) -> str:
         """A hash of steps and parameters."""
         digest = hashlib.sha256(self.steps.tobytes())
@@ -172,25 +176,60 @@ def is_bank(path: Path | str) -> bool:
     return (Path(path) / "bank.json").is_file()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SavedBank:
+    """A bank in its folder, of which the facts alone have been read: parameters may be gigabytes, or left elsewhere."""
+
+    path: Path
+    steps: Int[np.ndarray, " checkpoint"]
+    config: dict[str, Any]
+    metrics: dict[str, np.ndarray]
+    digest: str | None
+    """Fingerprint of what was saved; None where it was saved before there was one."""
+
+    def fingerprint(self) -> str:
+        """A hash of steps and parameters, as `CheckpointBank.fingerprint` gives it."""
+        return self.load().fingerprint() if self.digest is None else self.digest
+
+    def load(self) -> CheckpointBank:
+        """The bank with its parameters.
+
+        Raises:
+            ValueError: they are missing, or not what was saved.
+        """
+        params = restore_tree(self.path / "params")
+        bank = CheckpointBank(params=params, steps=self.steps, config=self.config, metrics=self.metrics)
+        if self.digest is not None and self.digest != bank.fingerprint():
+            raise ValueError(
+                f"{self.path} does not hold the checkpoints that were saved there; copy it again, or train again."
+            )
+        return bank
+
+
+def open_bank(path: Path | str) -> SavedBank:
+    """Reads what a saved bank is, without its parameters.
+
+    Raises:
+        ValueError: the folder holds no bank.
+    """
+    path = checks.path("path", path).absolute()
+    try:
+        facts = read_json(path / "bank.json")
+        metrics = {name: np.asarray(values) for name, values in facts["metrics"].items()}
+        return SavedBank(path, _whole_numbers(facts["steps"]), facts["config"], metrics, facts.get("fingerprint"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no bank of checkpoints ({reason(error)}); make one with `llcjax train`."
+        ) from error
+
+
 def load_bank(path: Path | str) -> CheckpointBank:
     """Loads a saved bank.
 
     Raises:
         ValueError: the folder holds no bank, or one that is not what was saved.
     """
-    path = checks.path("path", path).absolute()
-    try:
-        facts = read_json(path / "bank.json")
-        steps, config = np.asarray(facts["steps"]), facts["config"]
-        metrics = {name: np.asarray(values) for name, values in facts["metrics"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} holds no bank of checkpoints ({reason(error)}); make one with `llcjax train`."
-        ) from error
-    bank = CheckpointBank(params=restore_tree(path / "params"), steps=steps, config=config, metrics=metrics)
-    if facts.get("fingerprint", held := bank.fingerprint()) != held:
-        raise ValueError(f"{path} does not hold the checkpoints that were saved there; copy it again, or train again.")
-    return bank
+    return open_bank(path).load()
 
 
 def save_tree(tree: Any, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,18 @@ def test_report_and_stages_of_a_finished_run(finished, capsys):
     llc("stages", finished / "sweeps" / "seed_0")
     assert "Stages of llc" in capsys.readouterr().out
     assert RegressionRun.experiment_from(load_config(finished)).task.num_pairs == 4
+
+
+def test_a_report_needs_no_weights(finished, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("params", "report.html", "llc.csv"))
+    llc("report", copy)
+    assert (copy / "report.html").exists()
+    assert (copy / "llc.csv").read_text() == (finished / "llc.csv").read_text()
+    shutil.rmtree(copy / "metrics")
+    capsys.readouterr()
+    llc("report", copy, expect=2)
+    one_sentence(capsys, "seed_0/params is no readable orbax checkpoint")
 
 
 def test_sweep_of_a_users_own_bank(tmp_path, capsys):

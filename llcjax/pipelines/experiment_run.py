@@ -19,7 +19,16 @@ import xarray as xr
 
 from llcjax import processes, trees
 from llcjax.calibrate import Calibration, calibrate
-from llcjax.checkpoints import CheckpointBank, check_fits, import_bank, is_bank, load_bank, save_bank
+from llcjax.checkpoints import (
+    CheckpointBank,
+    SavedBank,
+    check_fits,
+    import_bank,
+    is_bank,
+    load_bank,
+    open_bank,
+    save_bank,
+)
 from llcjax.config import SweepConfig, as_dict
 from llcjax.data import DataSource
 from llcjax.forecast import Forecast, forecast
@@ -140,7 +149,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         """Loss of a trivial predictor."""
 
     @abc.abstractmethod
-    def analyses(self, seed: int, bank: CheckpointBank) -> Any:
+    def analyses(self, seed: int, bank: CheckpointBank | SavedBank) -> Any:
         """A named tuple of what is measured on one seed beside the LLC, measured where it is not there yet.
 
         `behaviour`, among them, has the variable `test_loss`.
@@ -301,13 +310,18 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         models = os.path.relpath(self.models, self._sweep_path(seed))
         return {PIPELINE: self.name, "options": as_dict(self.experiment.alone(seed)), "models": models}
 
-    def finished(self) -> Iterator[tuple[int, CheckpointBank, xr.Dataset]]:
+    def _known_bank(self, seed: int) -> CheckpointBank | SavedBank:
+        """Checkpoints of a seed whose parameters are read when something must still be measured on them."""
+        if self._imported is not None:
+            return self._imported
+        return self._loaded[seed] if seed in self._loaded else open_bank(self.models / "banks" / f"seed_{seed}")
+
+    def finished(self) -> Iterator[tuple[int, CheckpointBank | SavedBank, xr.Dataset]]:
         """Seed, checkpoints and sweep of every seed whose sweep is complete."""
-        done = [seed for seed in self.experiment.sweep_seeds if is_complete(self._sweep_path(seed))]
-        if done and self._is_trained():
-            banks = self._held_banks()
-            for seed in done:
-                yield seed, banks[seed], open_sweep(self._sweep_path(seed))
+        if self._is_trained():
+            for seed in self.experiment.sweep_seeds:
+                if is_complete(self._sweep_path(seed)):
+                    yield seed, self._known_bank(seed), open_sweep(self._sweep_path(seed))
 
     @contextlib.contextmanager
     def _timed(self, step: str) -> Generator[None]:
@@ -367,8 +381,9 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         if not self._is_trained():
             raise ValueError(f"{self.out} holds no finished training; run `llcjax run` on it first.")
         results = {}
-        for position, (seed, bank) in enumerate(self._held_banks().items()):
-            measured = self.analyses(seed, bank)
+        seeds = self.experiment.sweep_seeds if self._imported is None else self.experiment.sweep_seeds[:1]
+        for position, seed in enumerate(seeds):
+            measured = self.analyses(seed, self._known_bank(seed))
             results[seed] = report_seed(
                 self.out if position == 0 else self.out / f"seed_{seed}",
                 open_sweep(self._sweep_path(seed)),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from llcjax.checkpoints import CheckpointBank
+from llcjax.checkpoints import CheckpointBank, SavedBank
 from llcjax.config import array_digest, as_dict
 from llcjax.models.attention_only import attention_only, attention_only_losses
 from llcjax.pipelines.experiment_run import ExperimentRun, Functions, Training
@@ -71,7 +71,7 @@ class LanguageRun(ExperimentRun[LanguageExperiment]):
         """Loss of the uniform predictor."""
         return math.log(self.experiment.model.vocabulary)
 
-    def analyses(self, seed: int, bank: CheckpointBank) -> Analyses:
+    def analyses(self, seed: int, bank: CheckpointBank | SavedBank) -> Analyses:
         """What is measured on one seed beside the LLC, measured where it is not there yet."""
         # Nothing is rounded where speed does not matter.
         _, apply = attention_only(self.experiment.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from llcjax.checkpoints import CheckpointBank
+from llcjax.checkpoints import CheckpointBank, SavedBank
 from llcjax.config import array_digest, as_dict
 from llcjax.metrics.language import language_metrics
 from llcjax.metrics.repeats import repeat_metrics
@@ -37,7 +38,7 @@ class Analyses(NamedTuple):
 
 def analyse(
     experiment: LanguageExperiment,
-    bank: CheckpointBank,
+    bank: CheckpointBank | SavedBank,
     apply: ApplyFn,
     rows: Rows,
     folder: Path,
@@ -48,7 +49,7 @@ def analyse(
 
     Args:
         experiment: the configuration.
-        bank: all checkpoints of one model.
+        bank: all checkpoints of one model; read where something is missing.
         apply: the model.
         rows: what it was trained on, and what it was not.
         folder: of the run; measures are kept in `folder/MEASURE/name`.
@@ -56,6 +57,7 @@ def analyse(
         timing: context, by name, in which each measure that is missing is made.
     """
     corpus, held_out = rows.corpus, rows.corpus.held_out[: experiment.num_test_rows]
+    whole = functools.cache(bank.load)
     identity = (bank.fingerprint(), as_dict(experiment.model), *map(array_digest, (corpus.train, held_out)))
 
     def measures(kind: str, make: Callable[[], xr.Dataset], *facts: object) -> xr.Dataset:
@@ -66,15 +68,16 @@ def analyse(
         return kept(folder / kind / name, (*identity, *facts), timed)
 
     def behaviour() -> xr.Dataset:
-        return language_metrics(apply, experiment.model, bank, corpus.train, held_out, num_probes=experiment.num_probes)
+        model, count = experiment.model, experiment.num_probes
+        return language_metrics(apply, model, whole(), corpus.train, held_out, num_probes=count)
 
     def repeats() -> xr.Dataset:
-        return repeat_metrics(apply, experiment.synthetic, bank)
+        return repeat_metrics(apply, experiment.synthetic, whole())
 
     synthetic = experiment.source == "synthetic"
     return Analyses(
         behaviour=measures("metrics", behaviour, experiment.num_probes),
-        attention=measures("attention", lambda: _pictures(experiment, bank, held_out[0], rows.word)),
+        attention=measures("attention", lambda: _pictures(experiment, whole(), held_out[0], rows.word)),
         repeats=measures("repeats", repeats, as_dict(experiment.synthetic)) if synthetic else None,
     )
 

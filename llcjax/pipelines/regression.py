@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from llcjax.checkpoints import CheckpointBank
+from llcjax.checkpoints import CheckpointBank, SavedBank
 from llcjax.config import as_dict
 from llcjax.keys import as_key
 from llcjax.metrics.attention import head_means
@@ -57,7 +57,7 @@ class RegressionRun(ExperimentRun[RegressionExperiment]):
         """Weights as they are, or in units of each tensor's size."""
         return relative(self.loss, bank) if self.experiment.coordinates == "relative" else (self.loss, bank, None)
 
-    def analyses(self, seed: int, bank: CheckpointBank) -> Analyses:
+    def analyses(self, seed: int, bank: CheckpointBank | SavedBank) -> Analyses:
         """What is measured on one seed beside the LLC, measured where it is not there yet."""
         exact = self._exact()
         return analyse(

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
-from llcjax.checkpoints import CheckpointBank
+from llcjax.checkpoints import CheckpointBank, SavedBank
 from llcjax.config import as_dict
 from llcjax.curvature import curvature
 from llcjax.keys import as_key
@@ -44,7 +44,7 @@ class Analyses(NamedTuple):
 
 def analyse(
     experiment: RegressionExperiment,
-    bank: CheckpointBank,
+    bank: CheckpointBank | SavedBank,
     functions: tuple[ApplyFn, LossFn],
     folder: Path,
     name: str,
@@ -56,7 +56,7 @@ def analyse(
 
     Args:
         experiment: the configuration.
-        bank: all checkpoints of one model.
+        bank: all checkpoints of one model; read where something is missing.
         functions: the model and its loss.
         folder: of the run; measures are kept in `folder/MEASURE/name`.
         name: of the model.
@@ -66,16 +66,17 @@ def analyse(
     (apply, loss), config, task = functions, experiment.analysis, experiment.task
     inspect = icl_internals(experiment.model, task.num_tokens, task.token_width)
     inputs = functools.cache(lambda: tokens(task.sample(as_key(_SEED), config.num_sequences)))
+    whole = functools.cache(bank.load)
     identity = (bank.fingerprint(), as_dict(task), as_dict(experiment.model))
 
     def attention() -> xr.Dataset:
         held = inputs()
         # The token of the last y is never used.
-        return attention_metrics(lambda params: inspect(params, held).attention[..., :-1, :-1], bank)
+        return attention_metrics(lambda params: inspect(params, held).attention[..., :-1, :-1], whole())
 
     def paths() -> xr.Dataset:
         return path_metrics(
-            apply, lambda params, x: inspect(params, x).stream, bank, inputs(), num_hidden_inputs=sizes[1]
+            apply, lambda params, x: inspect(params, x).stream, whole(), inputs(), num_hidden_inputs=sizes[1]
         )
 
     def measures(kind: str, make: Callable[[], xr.Dataset], *facts: object) -> xr.Dataset:
@@ -86,10 +87,10 @@ def analyse(
         return kept(folder / kind / name, (*identity, *facts), timed)
 
     count, sizes = experiment.num_test_sequences, (config.num_sequences, config.num_hidden_sequences)
-    some = bank.at_steps(swept)
+    some = np.unique(swept).tolist()
     return Analyses(
-        behaviour=measures("metrics", lambda: regression_metrics(apply, bank, task, num_sequences=count), count),
-        structure=measures("structure", lambda: structure_metrics(bank)),
+        behaviour=measures("metrics", lambda: regression_metrics(apply, whole(), task, num_sequences=count), count),
+        structure=measures("structure", lambda: structure_metrics(whole())),
         attention=measures("attention", attention, sizes[0]),
         paths=measures("paths", paths, *sizes),
         curvature=None
@@ -99,7 +100,7 @@ def analyse(
             f"curvature_{len(some)}",
             lambda: curvature(
                 loss,
-                some,
+                whole().at_steps(some),
                 task.sample,
                 num_probes=config.num_probes,
                 batch_size=config.probe_batch_size,
@@ -107,7 +108,7 @@ def analyse(
                 eigenvalue_batch_size=config.lanczos_batch_size,
                 num_steps=config.num_lanczos_steps,
             ),
-            some.steps.tolist(),
+            some,
             as_dict(config),
         ),
     )
