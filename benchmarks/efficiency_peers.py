@@ -8,10 +8,10 @@ same work, slices its batches from tensors on the device, and runs one chain aft
 
 The networks are teacher 6 of class 1k (2,332 parameters, 100,000 examples with unit noise), and the regression
 transformer in the local regime of `experiments/regression`, at the end of its training: from the bank that the
-environment variable LLCJAX_BENCH_BANK names, or the small one of the quick preset, trained first. On the first, whose
-labels are noisy, llcjax subtracts L(w*) on the batch of each draw; on the second, where `benchmarks.paired_baseline`
-finds that this buys less than the pass it costs, it subtracts L(w*) on all data, as devinterp does. On a GPU its
-activations there are float16, whose LLC `benchmarks.precision` finds equal to that of exact products.
+environment variable LLCJAX_BENCH_BANK names, or the small one of the quick preset, trained first. llcjax subtracts
+L(w*) on the batch of each draw, which it looks up among the losses of all examples; devinterp subtracts L(w*) on all
+data. Neither is counted. On a GPU our activations on the transformer are float16, whose LLC `benchmarks.precision`
+finds equal to that of exact products.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def regression(toy: bool) -> Case:
     """The transformer after its training, on 65,536 of its sequences."""
     trained = paired_baseline.transformer(toy)
     assert trained.experiment is not None
-    config = dataclasses.replace(trained.at(trained.n_beta[0]), num_chains=replicates()[0], baseline="dataset")
+    config = dataclasses.replace(trained.at(trained.n_beta[0]), num_chains=replicates()[0])
     if os.environ.get(paired_baseline.BANK) and not toy:
         config = dataclasses.replace(config, localization=1500.0, step_size=5e-5)  # what `llcjax calibrate` recommends
     params = trained.bank.checkpoint(len(trained.bank) - 1)

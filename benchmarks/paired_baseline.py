@@ -7,8 +7,9 @@ Both estimates of a chain come from the same draws,
 
 L_t the loss on the batch of draw t. The factor is the standard deviation over chains of the second over that of the
 first. A draw's own factor is larger: what is left after pairing is correlated from draw to draw, what pairing removes
-is not. As pairing costs a forward pass a draw, what it buys a second is the factor squared times the ratio of the times
-of a step, both measured here.
+is not. What pairing buys a second is the factor squared times the ratio of the times of a step, both measured here. A
+step costs no more with it where L(w*) on the batch is looked up among the losses of all examples at w*, as it is here;
+results before that hold a forward pass a draw.
 
 The transformer is the paper's, from the bank that the environment variable LLCJAX_BENCH_BANK names, or the small one of
 the quick preset, trained first. The temperature alone varies: localization / n_beta and step_size * n_beta are fixed,

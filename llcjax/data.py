@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from llcjax import trees
-from llcjax.posterior import Loss, evaluate
+from llcjax.posterior import ExampleLosses, Loss, evaluate, example_losses
 from llcjax.types import Batch, LossFn, Params, PRNGKey
 
 
@@ -103,8 +104,12 @@ def draw_batch(arrays: Any, draw: Callable | None, batch_size: int | None, key: 
         return draw(key)
     if batch_size is None or not jax.tree.leaves(arrays):
         return arrays
-    size = jax.tree.leaves(arrays)[0].shape[0]
-    return trees.take(arrays, jax.random.randint(key, (batch_size,), 0, size))
+    return trees.take(arrays, batch_index(arrays, batch_size, key))
+
+
+def batch_index(arrays: Any, batch_size: int, key: PRNGKey) -> Int[Array, " example"]:
+    """Which examples make a batch."""
+    return jax.random.randint(key, (batch_size,), 0, jax.tree.leaves(arrays)[0].shape[0])
 
 
 def example_batch(source: DataSource, batch_size: int | None) -> Batch:
@@ -144,12 +149,32 @@ def dataset_loss(loss_fn: LossFn, params: Params, arrays: Any, block: int | None
     if not leaves or block is None or block >= size:
         return evaluate(loss_fn, params, arrays)
     whole = size // block * block
-    blocks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, block, *leaf.shape[1:]), arrays)
     # Recomputed in the gradient, which would otherwise keep every block.
     one_block = jax.checkpoint(lambda params, batch: evaluate(loss_fn, params, batch))
-    losses = jax.lax.map(lambda batch: one_block(params, batch), blocks)
+    losses = jax.lax.map(lambda batch: one_block(params, batch), _blocks(arrays, block))
     total = jax.tree.map(lambda leaf: jnp.sum(leaf, 0), losses)
     if whole == size:
         return total
     rest = evaluate(loss_fn, params, trees.take(arrays, np.s_[whole:]))
     return jax.tree.map(jnp.add, total, rest)
+
+
+def losses_of_examples(loss_fn: LossFn, params: Params, arrays: Any, block: int) -> ExampleLosses:
+    """Losses of all examples one by one; the loss sees `block` of them at a time, some of them twice if need be.
+
+    Arguments are those of `dataset_loss`, with at least one block of examples.
+    """
+    size = jax.tree.leaves(arrays)[0].shape[0]
+    losses = jax.lax.map(lambda batch: example_losses(loss_fn, params, batch), _blocks(arrays, block))
+    losses = jax.tree.map(lambda leaf: leaf.reshape(-1), losses)
+    left = size % block
+    if not left:
+        return losses
+    last = example_losses(loss_fn, params, trees.take(arrays, np.s_[size - block :]))
+    return jax.tree.map(lambda most, last: jnp.concatenate([most, last[block - left :]]), losses, last)
+
+
+def _blocks(arrays: Any, block: int) -> Any:
+    """Arrays with a leading axis of whole blocks; examples beyond them are left out."""
+    whole = jax.tree.leaves(arrays)[0].shape[0] // block * block
+    return jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, block, *leaf.shape[1:]), arrays)

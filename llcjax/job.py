@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from llcjax import chain, keys
+from llcjax import chain, keys, trees
 from llcjax.checkpoints import CheckpointBank
 from llcjax.config import Setting, SweepConfig
 from llcjax.data import DataSource, example_batch
 from llcjax.observables import Watch
 from llcjax.plan import even_parts
+from llcjax.posterior import ExampleLosses
 from llcjax.program import RUN, SAME, Program, build, loss_flops
 from llcjax.runs import Part, ProgramSpec, RunInputs
 from llcjax.slices import Components
@@ -35,6 +36,8 @@ class Job:
     base: Key[Array, ""]
     observe: Observe | None
     per_position: bool
+    per_example: bool
+    """Whether the loss tells the examples of a batch apart."""
     mesh: jax.sharding.Mesh
     mask: Params | None = None
     components: Components | None = None
@@ -135,10 +138,24 @@ class Job:
         arrays = self.source.num_examples is not None and self.config.batch_size is not None
         return self.source.is_function or arrays
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether L(w*) on the batch of a draw is looked up among the losses of all examples.
+
+        These are computed once a checkpoint, where that is at most half of the work of computing it at every draw, and
+        where the loss tells examples apart.
+        """
+        config, num_examples = self.config, self.source.num_examples
+        if config.baseline != "paired" or self.per_position or num_examples is None or config.batch_size is None:
+            return False
+        draws = config.num_chains * len(self.settings) * self.num_recorded
+        return self.per_example and 2 * num_examples <= draws * config.batch_size
+
     def step_flops(self) -> float | None:
         """Floating-point operations of one step of one chain, as the compiler counts them; None where it cannot."""
         config = self.config
-        count = functools.partial(loss_flops, self.loss_fn, paired=config.baseline == "paired")
+        paired = config.baseline == "paired" and not self.looks_up
+        count = functools.partial(loss_flops, self.loss_fn, paired=paired)
         batch = example_batch(self.source, config.batch_size)
         return self.program().known("flops", count, self.bank.checkpoint(0), batch)
 
@@ -161,6 +178,7 @@ class Job:
             acceptance_every=config.acceptance_every,
             acceptance_on_all_data=config.acceptance_on_all_data,
             paired=config.baseline == "paired",
+            looks_up=self.looks_up,
             per_position=self.per_position,
             observe=self.observe,
             reduce=config.reduce,
@@ -209,11 +227,40 @@ def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, Run
     return job.bank.rows(checkpoints), runs, streams
 
 
-def launch_args(job: Job, compiled: Program, groups: np.ndarray, num_runs: int) -> tuple[Any, ...]:
-    """The arguments of `Program.advance` for some groups, on the devices; the chains are at their start."""
+def launch_args(
+    job: Job, compiled: Program, groups: np.ndarray, num_runs: int, *, shapes_only: bool = False
+) -> tuple[Any, ...]:
+    """The arguments of `Program.advance` for some groups, on the devices; the chains are at their start.
+
+    With `shapes_only` the losses of examples at the anchors are zeros, which is enough to plan and to time.
+    """
     anchors, runs, streams = launch_inputs(job, groups, num_runs)
     anchors, runs = compiled.put_params(anchors), compiled.put(runs, RUN)
     streams = compiled.put(streams, RUN if job.own_streams else SAME)
     arrays, part = compiled.put(job.source.arrays), compiled.put(job.part(int(groups[0])))
     states = compiled.init(anchors, runs, part)
-    return states, anchors, runs, part, streams, arrays, compiled.put(job.watch), compiled.put(np.int32(0))
+    if shapes_only:
+        losses = blank_losses(job, compiled, anchors, arrays)
+    else:
+        losses = _anchor_losses(job, compiled, anchors, groups, arrays)
+    watch, first_draw = compiled.put(job.watch), compiled.put(np.int32(0))
+    return states, anchors, runs, part, streams, arrays, watch, compiled.put(losses), first_draw
+
+
+def blank_losses(job: Job, compiled: Program, anchors: Params, arrays: Any) -> ExampleLosses | None:
+    """Zeros in the shape of `_anchor_losses`, in no time."""
+    if not job.looks_up:
+        return None
+    found = jax.eval_shape(compiled.runs.example_losses, anchors, arrays)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
+
+
+def _anchor_losses(
+    job: Job, compiled: Program, anchors: Params, groups: np.ndarray, arrays: Any
+) -> ExampleLosses | None:
+    """Losses of all examples at the anchors of a launch, with leading axes `(anchor, example)`; None: not needed."""
+    if not job.looks_up:
+        return None
+    checkpoints = (groups // len(job.settings))[: len(jax.tree.leaves(anchors)[0])]
+    _, first, rows = np.unique(checkpoints, return_index=True, return_inverse=True)
+    return trees.take(compiled.example_losses(trees.take(anchors, first), arrays), rows)

@@ -122,7 +122,7 @@ def plan_launches(job: Job, groups: np.ndarray) -> Plan:
 
     def needed(launch: np.ndarray) -> int:
         num_runs = padded_runs(len(launch) * job.config.num_chains, job.num_devices)
-        return compiled.memory_bytes(*launch_args(job, compiled, launch, num_runs))
+        return compiled.memory_bytes(*launch_args(job, compiled, launch, num_runs, shapes_only=True))
 
     def memory(count: int, _: int) -> int:
         return max(needed(kind[: job.width(int(kind[0]), count)]) for kind in kinds)

@@ -59,6 +59,32 @@ def evaluate(loss_fn: LossFn, params: Params, batch: Batch) -> Loss:
     return Loss(jnp.sum(weighted), jnp.sum(weights), position_total, position_weight)
 
 
+class ExampleLosses(NamedTuple):
+    """Losses of single examples, which the others of their batch do not change."""
+
+    total: Float[Array, "... example"]
+    """Weighted sum over the positions of an example; their mean where there are no weights."""
+    weight: Float[Array, "... example"] | None
+    """Sum of the weights; None where there are none, and examples count alike."""
+
+    def mean(self, index: Any) -> Float[Array, ""]:
+        """L of the examples with these indices."""
+        total = self.total[index]
+        return jnp.mean(total) if self.weight is None else jnp.sum(total) / jnp.sum(self.weight[index])
+
+
+def example_losses(loss_fn: LossFn, params: Params, batch: Batch) -> ExampleLosses:
+    """Losses of the examples of a batch, of a loss that does not return one number for all."""
+    output = loss_fn(params, batch)
+    losses, weights = output if isinstance(output, tuple) else (output, None)
+    losses = jnp.asarray(losses).astype(jnp.float32)
+    rows = losses.reshape(losses.shape[0], -1)
+    if weights is None:
+        return ExampleLosses(jnp.mean(rows, 1), None)
+    weights = jnp.asarray(weights).astype(jnp.float32).reshape(rows.shape)
+    return ExampleLosses(jnp.sum(weights * rows, 1), jnp.sum(weights, 1))
+
+
 def batch_size_of(batch: Batch) -> int:
     """Size of the leading axis of a batch; 1 for a batch without arrays (a loss of the parameters alone)."""
     leaves = jax.tree.leaves(batch)

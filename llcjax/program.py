@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
-from llcjax import _compat
+from llcjax import _compat, trees
 from llcjax.chain import ChainState
 from llcjax.data import pieces
-from llcjax.posterior import Loss, evaluate
+from llcjax.posterior import ExampleLosses, Loss, evaluate
 from llcjax.runs import ProgramSpec, Recorded, Runs
 from llcjax.types import Batch, LossFn, Params, PRNGKey
 
@@ -35,10 +36,11 @@ class Program:
         self._known: dict[Any, Any] = {}
         self.init_fn = jax.jit(_compat.shard_runs(self._start_cut, mesh, (SAME, RUN, SAME), RUN))
         stream_spec = RUN if spec.own_streams else SAME
-        in_specs = (RUN, SAME, RUN, SAME, stream_spec, SAME, SAME, SAME)
+        in_specs = (RUN, SAME, RUN, SAME, stream_spec, SAME, SAME, SAME, SAME)
         sharded = _compat.shard_runs(self._advance_cut, mesh, in_specs, (RUN, RUN))
         self.advance_fn = jax.jit(sharded, donate_argnums=0)
         self.loss_fn = jax.jit(self.runs.dataset_loss)
+        self.example_losses_fn = jax.jit(self.runs.example_losses)
 
     def put(self, tree: Any, spec: PartitionSpec = SAME) -> Any:
         """Moves arrays to the devices of the mesh."""
@@ -99,6 +101,19 @@ class Program:
         with self._precision():
             losses = [jax.block_until_ready(self.loss_fn(params, part)) for part in parts]
         return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *losses)
+
+    def example_losses(self, anchors: Params, arrays: Any) -> ExampleLosses:
+        """Losses of all examples at the anchors, with leading axes `(anchor, example)`, on the host."""
+        batch_size, size = self.spec.batch_size, jax.tree.leaves(arrays)[0].shape[0]
+        assert batch_size is not None
+        losses = []
+        for start in range(0, size, _BATCHES_A_CALL * batch_size):
+            stop = min(start + _BATCHES_A_CALL * batch_size, size)
+            first = min(start, stop - batch_size)  # a whole batch at least
+            with self._precision():
+                found = jax.device_get(self.example_losses_fn(anchors, trees.take(arrays, np.s_[first:stop])))
+            losses.append(jax.tree.map(lambda leaf, extra=start - first: leaf[:, extra:], found))
+        return jax.tree.map(lambda *parts: np.concatenate(parts, 1), *losses)
 
     def known(self, name: str, find: Callable[..., Any], *args: Any) -> Any:
         """What depends on the shapes of some arguments alone, such as counts and other shapes, found once."""

@@ -26,9 +26,9 @@ from llcjax.chain import (
     scan_draws,
     start_chain,
 )
-from llcjax.data import dataset_loss, draw_batch
+from llcjax.data import batch_index, dataset_loss, draw_batch, losses_of_examples
 from llcjax.observables import Moments, Watch, as_vector, measure
-from llcjax.posterior import LocalPosterior, Loss
+from llcjax.posterior import ExampleLosses, LocalPosterior, Loss
 from llcjax.samplers import SAMPLERS, Sampler, langevin_acceptance, step_share
 from llcjax.slices import Slices
 from llcjax.types import Batch, LossFn, Observe, Params, PRNGKey
@@ -70,6 +70,14 @@ class Target(NamedTuple):
     """All parameters from what the chain carries."""
 
 
+class Drawn(NamedTuple):
+    """Batches of a step."""
+
+    batch: Batch
+    index: Int[Array, "... example"] | None
+    """Which examples they are, where their losses at the anchor are known."""
+
+
 class Recorded(NamedTuple):
     """Draws of a chunk; every leaf has leading axes `(run, draw)`. NaN where nothing was evaluated."""
 
@@ -108,6 +116,8 @@ class ProgramSpec:
     acceptance_every: int
     acceptance_on_all_data: bool
     paired: bool
+    looks_up: bool
+    """Whether the paired baseline is taken from the losses of all examples at the anchors, which are known."""
     per_position: bool
     observe: Observe | None
     reduce: str
@@ -198,9 +208,10 @@ class Runs:
         batch_roots: Key[Array, " stream"],
         arrays: Any,
         watch: Watch,
+        anchor_losses: ExampleLosses | None,
         first_draw: Int[Array, ""],
     ) -> tuple[ChainState, Recorded]:
-        """Advances the chains by a chunk of draws."""
+        """Advances the chains by a chunk of draws; `anchor_losses` has leading axes `(anchor, example)`."""
         spec = self.spec
         anchor_of_run, anchor_axis = self._anchor_of_run(anchors, runs, part)
 
@@ -209,26 +220,30 @@ class Runs:
             with jax.named_scope("batch"):
                 batches, axis = self._batches(arrays, batch_roots, step)
 
-            def one(run: RunInputs, anchor: Params, state: ChainState, batch: Batch) -> Any:
+            def one(run: RunInputs, anchor: Params, state: ChainState, drawn: Drawn) -> Any:
                 target = self._target(run, anchor, part, step)
                 if spec.has_batches and not spec.own_streams:
-                    batch = trees.take(batch, run.stream)
-                return step_one_run(run, target, jax.random.fold_in(run.noise_root, step), state, batch)
+                    drawn = trees.take(drawn, run.stream)
+                return step_one_run(run, target, jax.random.fold_in(run.noise_root, step), state, drawn)
 
             return self._each_run(one, (0, anchor_axis, 0, axis))(runs, anchor_of_run, states, batches)
 
-        def record_one(run: RunInputs, target: Target, key: PRNGKey, state: ChainState, batch: Batch, step: Any) -> Any:
+        def record_one(run: RunInputs, target: Target, key: PRNGKey, state: ChainState, drawn: Drawn, step: Any) -> Any:
             def observe(params: Params) -> Any:
                 per_position = spec.per_position
                 whole = target.whole(params)
                 return measure(spec.observe, spec.loss_fn, whole, watch.probes, per_position=per_position)
 
             recording = Recording(
-                paired=spec.paired,
+                paired=spec.paired and not spec.looks_up,
                 per_position=spec.per_position,
                 observe=None if spec.observe is None and not watch.probes else observe,
             )
-            return record_and_advance(target.sampler, target.posterior, recording, key, state, step, batch)
+            moved, draw = record_and_advance(target.sampler, target.posterior, recording, key, state, step, drawn.batch)
+            if anchor_losses is not None:
+                row = 0 if isinstance(part, Slices) else run.group
+                draw = draw._replace(baseline_loss=trees.take(anchor_losses, row).mean(drawn.index))
+            return moved, draw
 
         def record(states: ChainState, step: Int[Array, ""]) -> tuple[ChainState, Recorded]:
             full_loss = self._full_loss(states, anchor_of_run, anchor_axis, runs, part, arrays, step)
@@ -237,7 +252,7 @@ class Runs:
 
         def move(states: ChainState, step: Int[Array, ""]) -> ChainState:
             return over_runs(
-                lambda run, target, key, state, batch: advance(target.sampler, key, state, step, batch)[0],
+                lambda run, target, key, state, drawn: advance(target.sampler, key, state, step, drawn.batch)[0],
                 states,
                 step,
             )
@@ -280,13 +295,20 @@ class Runs:
         none: Any = Moments.zeros(size, self.spec.reduce)  # ty: ignore[invalid-argument-type]
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (runs, *leaf.shape)), none)
 
-    def _batches(self, arrays: Any, roots: Key[Array, " stream"], step: Int[Array, ""]) -> tuple[Batch, int | None]:
+    def _batches(self, arrays: Any, roots: Key[Array, " stream"], step: Int[Array, ""]) -> tuple[Drawn, int | None]:
         spec = self.spec
         if not spec.has_batches:
-            return arrays, None
-        draw = functools.partial(draw_batch, arrays, spec.draw, spec.batch_size)
-        batches = jax.vmap(lambda root: draw(jax.random.fold_in(root, step)))(roots)
-        return batches, 0 if spec.own_streams else None
+            return Drawn(arrays, None), None
+
+        def draw(root: PRNGKey) -> Drawn:
+            key = jax.random.fold_in(root, step)
+            if not spec.looks_up:
+                return Drawn(draw_batch(arrays, spec.draw, spec.batch_size, key), None)
+            assert spec.batch_size is not None
+            index = batch_index(arrays, spec.batch_size, key)
+            return Drawn(trees.take(arrays, index), index)
+
+        return jax.vmap(draw)(roots), 0 if spec.own_streams else None
 
     def _acceptance(
         self, over_runs: Callable, before: ChainState, after: ChainState, arrays: Any, step: Int[Array, ""]
@@ -297,10 +319,10 @@ class Runs:
             return None
         with_full = spec.acceptance_on_all_data and spec.has_batches and spec.draw is None
 
-        def one(run: RunInputs, target: Target, key: PRNGKey, pair: Any, batch: Batch) -> Any:
+        def one(run: RunInputs, target: Target, key: PRNGKey, pair: Any, drawn: Drawn) -> Any:
             del key
             posterior, step_size = target.posterior, run.step_size_at(step)
-            judged = langevin_acceptance(posterior, step_size, *pair, batch)
+            judged = langevin_acceptance(posterior, step_size, *pair, drawn.batch)
             whole = posterior._replace(loss_fn=lambda p, data: self.dataset_loss(target.whole(p), data).mean)
             return Acceptance(judged, langevin_acceptance(whole, step_size, *pair, arrays) if with_full else None)
 
@@ -344,6 +366,12 @@ class Runs:
     def dataset_loss(self, params: Params, arrays: Any) -> Loss:
         """L(w) over all examples."""
         return dataset_loss(self.spec.loss_fn, params, arrays, self.spec.batch_size)
+
+    def example_losses(self, anchors: Params, arrays: Any) -> ExampleLosses:
+        """Losses of all examples at the anchors, with leading axes `(anchor, example)`."""
+        spec, block = self.spec, self.spec.batch_size
+        assert block is not None
+        return self._each_run(lambda anchor: losses_of_examples(spec.loss_fn, anchor, arrays, block), (0,))(anchors)
 
 
 def _same(params: Params) -> Params:

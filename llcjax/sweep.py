@@ -159,6 +159,7 @@ def make_job(
         raise ValueError(f"devices={checks.shown(devices)} must be a list of jax devices; None takes all.")
     source = data_source(data)
     has_positions = _check(loss_fn, bank, source, config)
+    batch = example_batch(source, config.batch_size)
     _check_runs(bank, config, len(components or ()))
     fixed = {name: data_source(batch).arrays for name, batch in (probes or {}).items()}
     check_probes(loss_fn, bank.checkpoint(0), fixed)
@@ -172,6 +173,7 @@ def make_job(
         base=keys.as_key(config.seed if key is None else key),
         observe=observe,
         per_position=config.per_position and has_positions,
+        per_example=source.num_examples is not None and not is_scalar(loss_fn, bank.checkpoint(0), batch),
         mesh=_compat.run_mesh(devices, config.devices_per_run),
         mask=None if mask is None else _checked_mask(mask, bank),
         components=None if components is None else make_components(components, bank.checkpoint(0)),

@@ -15,7 +15,7 @@ from llcjax import trees
 from llcjax.baseline import write_init_losses, write_prior_losses, write_probe_losses
 from llcjax.config import array_digest, as_dict, fingerprint
 from llcjax.damage import redo_broken
-from llcjax.job import Job, launch_inputs
+from llcjax.job import Job, blank_losses, launch_inputs
 from llcjax.observables import feature_table, measure
 from llcjax.provenance import provenance
 from llcjax.runs import Recorded
@@ -206,4 +206,6 @@ def _one_chunk_of_two_runs(job: Job) -> Recorded:
         states = jax.eval_shape(tiny.runs.start, anchors, runs, part)
         return jax.eval_shape(tiny.runs.advance, states, anchors, runs, part, *rest)[1]
 
-    return tiny.known("recorded", traced, anchors, runs, job.part(0), roots, job.source.arrays, job.watch, jnp.int32(0))
+    losses = blank_losses(job, tiny, anchors, job.source.arrays)
+    shared = (roots, job.source.arrays, job.watch, losses, jnp.int32(0))
+    return tiny.known("recorded", traced, anchors, runs, job.part(0), *shared)

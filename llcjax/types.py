@@ -40,7 +40,8 @@ class LossFn(Protocol):
     """A pure loss: `(params, batch) -> losses` or `(losses, weights)`, nats or squared error.
 
     `losses` has shape `(batch,)` or `(batch, position)`; a scalar mean over the batch is accepted too.
-    The loss of a batch is `sum(weights * losses) / sum(weights)`.
+    The loss of a batch is `sum(weights * losses) / sum(weights)`. Losses of an example must not depend on the others of
+    its batch (a loss that does, as with batch norm, returns a scalar mean).
     """
 
     def __call__(self, params: Params, batch: Batch, /) -> LossOutput:

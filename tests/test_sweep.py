@@ -21,7 +21,7 @@ from llcjax.config import SweepConfig
 from llcjax.models import TransformerConfig, icl_transformer
 from llcjax.program import Program
 from llcjax.store import open_sweep
-from llcjax.sweep import sweep
+from llcjax.sweep import make_job, sweep
 from llcjax.tasks.regression import RegressionTask, squared_error
 
 CURVATURE = jnp.linspace(0.1, 2.0, 7)
@@ -481,3 +481,36 @@ def test_a_corrupt_store_gets_a_sentence(tmp_path, bank, one_device):
     (path / "zarr.json").unlink()
     with pytest.raises(ValueError, match="no store of a sweep"):
         llcjax.open_sweep(path)
+
+
+@pytest.mark.parametrize("per_position", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("common", ["all", "none"])
+def test_a_baseline_looked_up_is_the_one_computed_at_every_draw(weighted, common, per_position):
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(70, 3)).astype(np.float32), rng.normal(size=(70, 2)).astype(np.float32)
+    weights = rng.uniform(0.5, 2, size=(70, 2)).astype(np.float32)
+
+    def losses(params, batch):
+        x, y, weight = batch
+        each = (x @ params - y) ** 2
+        return (each, weight) if weighted else each
+
+    def mean(params, batch):
+        out = losses(params, batch)
+        return jnp.sum(out[0] * out[1]) / jnp.sum(out[1]) if weighted else jnp.mean(out)
+
+    bank = CheckpointBank(params=rng.normal(size=(3, 3, 2)).astype(np.float32), steps=np.array([0, 5, 9]))
+    config = SweepConfig(
+        n_beta=(5.0, 10.0), localization=10.0, step_size=1e-3, num_chains=2, num_draws=12, batch_size=16,
+        common=common, draws_per_chunk=5, per_position=per_position,
+    )  # fmt: skip
+    data = (inputs, targets, weights)
+    looked_up, computed = (make_job(loss, bank, data, config).looks_up for loss in (losses, mean))
+    assert (looked_up, computed) == (not per_position, False), "a loss that returns one number is computed"
+    found, wanted = (sweep(loss, bank, data, config) for loss in (losses, mean))
+    for name in ("loss", "baseline_loss", "gradient_norm"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=2e-5, err_msg=name)
+    assert len(np.unique(found["baseline_loss"])) > 60, "a batch a draw"
+    few = dataclasses.replace(config, num_draws=1, num_chains=1, n_beta=(5.0,))
+    assert not make_job(losses, bank, data, few).looks_up, "all examples would be more work than the draws"
