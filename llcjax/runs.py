@@ -369,8 +369,9 @@ class Runs:
 
     def example_losses(self, anchors: Params, arrays: Any) -> ExampleLosses:
         """Losses of all examples at the anchors, with leading axes `(anchor, example)`."""
-        spec, block = self.spec, self.spec.batch_size
-        assert block is not None
+        spec = self.spec
+        assert spec.batch_size is not None
+        block = min(spec.batch_size, spec.microbatch_size or spec.batch_size)
         return self._each_run(lambda anchor: losses_of_examples(spec.loss_fn, anchor, arrays, block), (0,))(anchors)
 
 
