@@ -46,28 +46,24 @@ make() { # GPUS NAME
 
 trained() { [ -f "$out/banks/seed_0/bank.json" ] && [ ! -d "$out/training" ]; }
 
-work() { # GPU MOST PARTS: as many of the parts as are left, at most MOST
-  local most=$2
-  for part in $3; do
-    if [ "$most" -gt 0 ] && mkdir "$taken/$part" 2> /dev/null; then
-      make "$1" "$part"
-      most=$((most - 1))
-    fi
+work() { # GPU PARTS: those of the parts that no other GPU has taken
+  for part in $2; do
+    if mkdir "$taken/$part" 2> /dev/null; then make "$1" "$part"; fi
   done
 }
 
 (
   make "$(seq -s, 0 $((last - 1)))" $first
   touch "$taken/first-ended"
-  for gpu in $(seq 0 $((last - 1))); do work "$gpu" 99 "$training $sweeping" & done
+  for gpu in $(seq 0 $((last - 1))); do work "$gpu" "$training $sweeping" & done
   wait
 ) &
-for gpu in $(seq 1 $((last - 1))); do work "$gpu" 99 "$training" & done
+for gpu in $(seq 1 $((last - 1))); do work "$gpu" "$training" & done
 (
-  # With more GPUs than two it leaves what it can of the training to them, so as to sweep as soon as there are models.
-  work $last $((gpus == 2 ? 99 : 1)) "$training"
+  # With more GPUs than two it has one training at most, so as to sweep as soon as there are models.
+  if [ "$gpus" -eq 2 ]; then work 1 "$training"; else work "$last" "${training##* }"; fi
   until trained || [ -e "$taken/first-ended" ]; do sleep 1; done
-  work $last 99 "$sweeping"
+  work "$last" "$sweeping"
 ) &
 wait
 CUDA_VISIBLE_DEVICES=0 python3 -m llcjax report "$out" > "$out/logs/tables.log" 2>&1

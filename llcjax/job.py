@@ -239,28 +239,23 @@ def launch_args(
     streams = compiled.put(streams, RUN if job.own_streams else SAME)
     arrays, part = compiled.put(job.source.arrays), compiled.put(job.part(int(groups[0])))
     states = compiled.init(anchors, runs, part)
-    if shapes_only:
-        losses = blank_losses(job, compiled, anchors, arrays)
-    else:
+    losses = blank_losses(job, compiled, anchors, arrays)
+    if losses is not None and not shapes_only:
         losses = _anchor_losses(job, compiled, anchors, groups, arrays)
     watch, first_draw = compiled.put(job.watch), compiled.put(np.int32(0))
     return states, anchors, runs, part, streams, arrays, watch, compiled.put(losses), first_draw
 
 
 def blank_losses(job: Job, compiled: Program, anchors: Params, arrays: Any) -> ExampleLosses | None:
-    """Zeros in the shape of `_anchor_losses`, in no time."""
+    """Zeros in the shape of `_anchor_losses`, in no time; None where the baseline is not looked up."""
     if not job.looks_up:
         return None
     found = jax.eval_shape(compiled.runs.example_losses, anchors, arrays)
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
 
 
-def _anchor_losses(
-    job: Job, compiled: Program, anchors: Params, groups: np.ndarray, arrays: Any
-) -> ExampleLosses | None:
-    """Losses of all examples at the anchors of a launch, with leading axes `(anchor, example)`; None: not needed."""
-    if not job.looks_up:
-        return None
+def _anchor_losses(job: Job, compiled: Program, anchors: Params, groups: np.ndarray, arrays: Any) -> ExampleLosses:
+    """Losses of all examples at the anchors of a launch, with leading axes `(anchor, example)`."""
     checkpoints = (groups // len(job.settings))[: len(jax.tree.leaves(anchors)[0])]
     _, first, rows = np.unique(checkpoints, return_index=True, return_inverse=True)
     if len(first) == len(rows):  # and no copy of the anchors

@@ -45,18 +45,24 @@ class Loss(NamedTuple):
 
 def evaluate(loss_fn: LossFn, params: Params, batch: Batch) -> Loss:
     """Evaluates a loss function of any accepted form on one batch, accumulating in float32."""
-    output = loss_fn(params, batch)
-    losses, weights = output if isinstance(output, tuple) else (output, None)
-    losses = jnp.asarray(losses).astype(jnp.float32)
+    losses, weights = _losses_and_weights(loss_fn, params, batch)
     if losses.ndim == 0:
         size = jnp.float32(batch_size_of(batch))
         return Loss(losses * size, size, None, None)
-    weights = jnp.ones_like(losses) if weights is None else jnp.asarray(weights).astype(jnp.float32)
+    weights = jnp.ones_like(losses) if weights is None else weights
     weighted = weights * losses
     if losses.ndim == 1:
         return Loss(jnp.sum(weighted), jnp.sum(weights), None, None)
     position_total, position_weight = jnp.sum(weighted, 0), jnp.sum(weights, 0)
     return Loss(jnp.sum(weighted), jnp.sum(weights), position_total, position_weight)
+
+
+def _losses_and_weights(loss_fn: LossFn, params: Params, batch: Batch) -> tuple[Array, Array | None]:
+    """What a loss of any accepted form returns, in float32."""
+    output = loss_fn(params, batch)
+    losses, weights = output if isinstance(output, tuple) else (output, None)
+    as_float = lambda values: jnp.asarray(values).astype(jnp.float32)  # noqa: E731
+    return as_float(losses), None if weights is None else as_float(weights)
 
 
 class ExampleLosses(NamedTuple):
@@ -68,21 +74,18 @@ class ExampleLosses(NamedTuple):
     """Sum of the weights; None where there are none, and examples count alike."""
 
     def mean(self, index: Any) -> Float[Array, ""]:
-        """L of the examples with these indices."""
+        """L of the examples with these indices; `(anchor, examples)` where there are anchors."""
         total = self.total[index]
         return jnp.mean(total) if self.weight is None else jnp.sum(total) / jnp.sum(self.weight[index])
 
 
 def example_losses(loss_fn: LossFn, params: Params, batch: Batch) -> ExampleLosses:
     """Losses of the examples of a batch, of a loss that does not return one number for all."""
-    output = loss_fn(params, batch)
-    losses, weights = output if isinstance(output, tuple) else (output, None)
-    losses = jnp.asarray(losses).astype(jnp.float32)
-    rows = losses.reshape(losses.shape[0], -1)
+    losses, weights = _losses_and_weights(loss_fn, params, batch)
+    positions = tuple(range(1, losses.ndim))
     if weights is None:
-        return ExampleLosses(jnp.mean(rows, 1), None)
-    weights = jnp.asarray(weights).astype(jnp.float32).reshape(rows.shape)
-    return ExampleLosses(jnp.sum(weights * rows, 1), jnp.sum(weights, 1))
+        return ExampleLosses(jnp.mean(losses, positions), None)
+    return ExampleLosses(jnp.sum(weights * losses, positions), jnp.sum(weights, positions))
 
 
 def batch_size_of(batch: Batch) -> int:
@@ -91,7 +94,7 @@ def batch_size_of(batch: Batch) -> int:
     return int(np.shape(leaves[0])[0]) if leaves else 1
 
 
-def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
+def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> int:
     """Checks what a loss returns without computing it.
 
     Args:
@@ -100,7 +103,7 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
         batch: a batch or its shapes.
 
     Returns:
-        Whether the loss has a position axis.
+        Number of its axes: 0 for one number, 1 for losses of examples, 2 for losses of their positions.
 
     Raises:
         ValueError: the loss does not return a scalar, `(batch,)` or `(batch, position)` losses, or
@@ -131,13 +134,7 @@ def check_loss_shape(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
             f"per-example losses ({size},), per-position losses ({size}, position), "
             "or (losses, weights) of equal shape."
         )
-    return len(shapes[0]) == 2
-
-
-def is_scalar(loss_fn: LossFn, params: Params, batch: Batch) -> bool:
-    """Whether a loss returns one number for a batch, without computing it; a loss without data always does."""
-    output = jax.eval_shape(loss_fn, params, batch)
-    return not isinstance(output, tuple) and output.ndim == 0
+    return len(shapes[0])
 
 
 def check_mean(loss_fn: LossFn, params: Params, batch: Batch) -> None:

@@ -242,7 +242,8 @@ class Runs:
             moved, draw = record_and_advance(target.sampler, target.posterior, recording, key, state, step, drawn.batch)
             if anchor_losses is not None:
                 row = 0 if isinstance(part, Slices) else run.group
-                draw = draw._replace(baseline_loss=trees.take(anchor_losses, row).mean(drawn.index))
+                # In one gather: a row of all examples for every run would be large.
+                draw = draw._replace(baseline_loss=anchor_losses.mean((row, drawn.index)))
             return moved, draw
 
         def record(states: ChainState, step: Int[Array, ""]) -> tuple[ChainState, Recorded]:

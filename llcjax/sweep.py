@@ -22,7 +22,7 @@ from llcjax.job import Job
 from llcjax.launch import run_job
 from llcjax.observables import check_probes
 from llcjax.output_folder import only_run, writing_to
-from llcjax.posterior import batch_size_of, check_loss_shape, check_mean, is_scalar
+from llcjax.posterior import batch_size_of, check_loss_shape, check_mean
 from llcjax.progress import SweepStats
 from llcjax.samplers import FULL_BATCH
 from llcjax.slices import check_mask, make_components
@@ -158,8 +158,7 @@ def make_job(
     ):
         raise ValueError(f"devices={checks.shown(devices)} must be a list of jax devices; None takes all.")
     source = data_source(data)
-    has_positions = _check(loss_fn, bank, source, config)
-    batch = example_batch(source, config.batch_size)
+    num_axes = _check(loss_fn, bank, source, config)
     _check_runs(bank, config, len(components or ()))
     fixed = {name: data_source(batch).arrays for name, batch in (probes or {}).items()}
     check_probes(loss_fn, bank.checkpoint(0), fixed)
@@ -172,8 +171,8 @@ def make_job(
         config=config,
         base=keys.as_key(config.seed if key is None else key),
         observe=observe,
-        per_position=config.per_position and has_positions,
-        per_example=source.num_examples is not None and not is_scalar(loss_fn, bank.checkpoint(0), batch),
+        per_position=config.per_position and num_axes == 2,
+        per_example=num_axes > 0,
         mesh=_compat.run_mesh(devices, config.devices_per_run),
         mask=None if mask is None else _checked_mask(mask, bank),
         components=None if components is None else make_components(components, bank.checkpoint(0)),
@@ -253,8 +252,8 @@ def check_finite(bank: CheckpointBank) -> None:
             )
 
 
-def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: SweepConfig) -> bool:
-    """Refuses bad input before anything is computed; returns whether the loss has positions."""
+def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: SweepConfig) -> int:
+    """Refuses bad input before anything is computed; returns the number of axes of the losses."""
     _compat.check_device()
     check_data(source, config)
     check_finite(bank)
@@ -262,10 +261,10 @@ def _check(loss_fn: LossFn, bank: CheckpointBank, source: DataSource, config: Sw
     size, part = batch_size_of(batch), config.microbatch_size
     if part is not None and size % part and part < size:
         raise ValueError(f"microbatch_size={part} does not divide a batch of {size} examples; choose a divisor.")
-    has_positions = check_loss_shape(loss_fn, bank.checkpoint(0), batch)
-    if jax.tree.leaves(batch) and is_scalar(loss_fn, bank.checkpoint(0), batch):
+    num_axes = check_loss_shape(loss_fn, bank.checkpoint(0), batch)
+    if jax.tree.leaves(batch) and num_axes == 0:
         check_mean(loss_fn, bank.checkpoint(int(bank.finite().argmax())), some_examples(source))
-    return has_positions
+    return num_axes
 
 
 def _checked_mask(mask: Params, bank: CheckpointBank) -> Params:

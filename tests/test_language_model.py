@@ -101,7 +101,7 @@ def test_no_token_sees_a_later_one(model):
 
 def test_the_loss_leaves_out_the_last_position(model):
     params, apply, tokens = model
-    assert check_loss_shape(next_token_loss(apply), params, tokens)
+    assert check_loss_shape(next_token_loss(apply), params, tokens) == 2
     losses, weights = next_token_loss(apply)(params, tokens)
     np.testing.assert_array_equal(weights, np.ones((3, 1)) * [1, 1, 1, 1, 1, 0])
     wanted = optax.softmax_cross_entropy_with_integer_labels(apply(params, tokens)[:, :-1], tokens[:, 1:])

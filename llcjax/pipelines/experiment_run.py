@@ -112,12 +112,12 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         self.init, self.apply, self.loss = self.functions()
         # All that can be refused is refused before the folder is claimed and before anything is trained.
         check_data(DataSource((), None, self.num_examples), experiment.sweep)
-        self._imported = None if experiment.bank is None else import_bank(experiment.bank)
         self._loaded: dict[int, CheckpointBank] = {}
         self._parts: dict[str, Self] = {self.main: self}
-        if self._imported is not None:
-            check_fits(self._imported, jax.eval_shape(self.init, as_key(0)))
-            check_finite(self._imported)
+        if experiment.bank is not None:
+            imported = self._loaded[experiment.sweep_seeds[0]] = import_bank(experiment.bank)
+            check_fits(imported, jax.eval_shape(self.init, as_key(0)))
+            check_finite(imported)
         if purpose == "calibrate":
             check_all_but("sweep", self.out, self._config(), self._completed)
         if purpose != "forecast":
@@ -223,7 +223,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
             say=self.say,
             models=None if own_models else self.models,
         )
-        if not own_models:
+        if not own_models and self.experiment.bank is None:
             part._loaded = self._loaded  # a bank may hold gigabytes
         return part
 
@@ -242,7 +242,9 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
     def _is_trained(self) -> bool:
         config = self.experiment.train
         seeds = range(config.seed, config.seed + config.num_seeds)
-        return self._imported is not None or all(is_bank(self.models / "banks" / f"seed_{seed}") for seed in seeds)
+        return self.experiment.bank is not None or all(
+            is_bank(self.models / "banks" / f"seed_{seed}") for seed in seeds
+        )
 
     def _is_torn(self) -> bool:
         """Whether models that were trained here cannot be trusted any more, which is said."""
@@ -253,14 +255,20 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
             return True
         return False
 
+    @property
+    def _seeds(self) -> tuple[int, ...]:
+        """Seeds to sweep; a bank from elsewhere stands for the first."""
+        seeds = self.experiment.sweep_seeds
+        return seeds if self.experiment.bank is None else seeds[:1]
+
+    def _known_bank(self, seed: int) -> CheckpointBank | SavedBank:
+        """Checkpoints of a seed whose parameters are read when something must still be measured on them."""
+        return self._loaded[seed] if seed in self._loaded else open_bank(self.models / "banks" / f"seed_{seed}")
+
     def _held_banks(self) -> dict[int, CheckpointBank]:
-        experiment, folder = self.experiment, self.models / "banks"
-        if self._imported is not None:
-            return {experiment.sweep_seeds[0]: self._imported}
-        for seed in experiment.sweep_seeds:
-            if seed not in self._loaded:
-                self._loaded[seed] = load_bank(folder / f"seed_{seed}")
-        return {seed: self._loaded[seed] for seed in experiment.sweep_seeds}
+        for seed in self._seeds:
+            self._loaded[seed] = self._known_bank(seed).load()
+        return {seed: self._loaded[seed] for seed in self._seeds}
 
     def _train(self, folder: Path) -> None:
         work, given = self.models / "training", self.training()
@@ -310,16 +318,10 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         models = os.path.relpath(self.models, self._sweep_path(seed))
         return {PIPELINE: self.name, "options": as_dict(self.experiment.alone(seed)), "models": models}
 
-    def _known_bank(self, seed: int) -> CheckpointBank | SavedBank:
-        """Checkpoints of a seed whose parameters are read when something must still be measured on them."""
-        if self._imported is not None:
-            return self._imported
-        return self._loaded[seed] if seed in self._loaded else open_bank(self.models / "banks" / f"seed_{seed}")
-
     def finished(self) -> Iterator[tuple[int, CheckpointBank | SavedBank, xr.Dataset]]:
         """Seed, checkpoints and sweep of every seed whose sweep is complete."""
         if self._is_trained():
-            for seed in self.experiment.sweep_seeds:
+            for seed in self._seeds:
                 if is_complete(self._sweep_path(seed)):
                     yield seed, self._known_bank(seed), open_sweep(self._sweep_path(seed))
 
@@ -367,7 +369,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
             ValueError: bad input, as of the sweep itself.
         """
         trained = self.out / "banks" / f"seed_{self.experiment.sweep_seeds[0]}"
-        bank = self._imported
+        bank = self._loaded.get(self.experiment.sweep_seeds[0])
         if bank is None and is_bank(trained):
             bank = load_bank(trained)
         if bank is None:
@@ -381,8 +383,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         if not self._is_trained():
             raise ValueError(f"{self.out} holds no finished training; run `llcjax run` on it first.")
         results = {}
-        seeds = self.experiment.sweep_seeds if self._imported is None else self.experiment.sweep_seeds[:1]
-        for position, seed in enumerate(seeds):
+        for position, seed in enumerate(self._seeds):
             measured = self.analyses(seed, self._known_bank(seed))
             results[seed] = report_seed(
                 self.out if position == 0 else self.out / f"seed_{seed}",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from llcjax.estimators import excess_loss
+from llcjax.estimators import estimates
 from llcjax.pipelines.experiment_results import Found
 from llcjax.pipelines.regression_analysis import Analyses
 from llcjax.pipelines.regression_config import PUBLISHED_BOUNDARIES
@@ -59,23 +59,17 @@ def stage_changes(one: Found, setting: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def window_rows(seed: int, sweep: xr.Dataset, num_windows: int = 5) -> Iterator[dict[str, Any]]:
-    """LLC of each fifth of the draws near the paper's boundaries and at the end: whether chains have arrived.
-
-    Errors are between chains.
-    """
+    """LLC of each fifth of the draws near the paper's boundaries and at the end: whether chains have arrived."""
     steps, last = sweep["checkpoint"].values, int(sweep["checkpoint"].values[-1])
     marks = [*(step for step in PUBLISHED_BOUNDARIES if step < last), last]
-    some = sweep.isel(setting=0).sel(checkpoint=[int(steps[np.abs(steps - mark).argmin()]) for mark in marks])
-    excess = (some["n_beta"] * excess_loss(some)).transpose("checkpoint", "chain", "draw")
-    cuts = np.linspace(0, excess.sizes["draw"], num_windows + 1).astype(int)
-    for step, chains in zip(some["checkpoint"].values, excess.values, strict=True):
-        for start, stop in itertools.pairwise(cuts):
-            llc = chains[:, start:stop].mean(1)
-            error = llc.std(ddof=1) / llc.size**0.5 if llc.size > 1 else float("nan")
-            yield {
-                "seed": seed, "step": int(step), "first_draw": int(start) + 1, "last_draw": int(stop),
-                "llc": float(llc.mean()), "llc_stderr": float(error),
-            }  # fmt: skip
+    near = [int(steps[np.abs(steps - mark).argmin()]) for mark in marks]
+    some = sweep.isel(setting=[0]).sel(checkpoint=near)
+    cuts = list(itertools.pairwise(np.linspace(0, some.sizes["draw"], num_windows + 1).astype(int)))
+    tables = [estimates(some.isel(draw=slice(*cut)), num_burnin_steps=0).isel(setting=0) for cut in cuts]
+    for index, step in enumerate(near):
+        for (start, stop), table in zip(cuts, tables, strict=True):
+            found = {name: float(table[name].values[index]) for name in ("llc", "llc_stderr")}
+            yield {"seed": seed, "step": step, "first_draw": int(start) + 1, "last_draw": int(stop), **found}
 
 
 def other_curves(measured: Analyses) -> dict[str, Curve]:
