@@ -96,7 +96,7 @@ def forecast(
     plan = plan_launches(job, np.arange(job.num_groups))
     whole = job.program()
     launch = max(job.cuts(np.arange(job.num_groups), plan.groups_per_launch), key=len)
-    args = launch_args(job, whole, launch, plan.runs_per_launch, shapes_only=True)
+    args = launch_args(job, whole, launch, plan.runs_per_launch)
     memory = whole.memory_bytes(*args)
     return Forecast(
         plan=plan,

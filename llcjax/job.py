@@ -228,11 +228,11 @@ def launch_inputs(job: Job, groups: np.ndarray, num_runs: int) -> tuple[Any, Run
 
 
 def launch_args(
-    job: Job, compiled: Program, groups: np.ndarray, num_runs: int, *, shapes_only: bool = False
+    job: Job, compiled: Program, groups: np.ndarray, num_runs: int, anchor_losses: AnchorLosses | None = None
 ) -> tuple[Any, ...]:
     """The arguments of `Program.advance` for some groups, on the devices; the chains are at their start.
 
-    With `shapes_only` the losses of examples at the anchors are zeros, which is enough to plan and to time.
+    Without `anchor_losses` the losses of examples at the anchors are zeros, which is enough to plan and to time.
     """
     anchors, runs, streams = launch_inputs(job, groups, num_runs)
     anchors, runs = compiled.put_params(anchors), compiled.put(runs, RUN)
@@ -240,24 +240,36 @@ def launch_args(
     arrays, part = compiled.put(job.source.arrays), compiled.put(job.part(int(groups[0])))
     states = compiled.init(anchors, runs, part)
     losses = blank_losses(job, compiled, anchors, arrays)
-    if losses is not None and not shapes_only:
-        losses = _anchor_losses(job, compiled, anchors, groups, arrays)
+    if losses is not None and anchor_losses is not None:
+        losses = anchor_losses.of(compiled, anchors, groups, arrays)
     watch, first_draw = compiled.put(job.watch), compiled.put(np.int32(0))
     return states, anchors, runs, part, streams, arrays, watch, compiled.put(losses), first_draw
 
 
 def blank_losses(job: Job, compiled: Program, anchors: Params, arrays: Any) -> ExampleLosses | None:
-    """Zeros in the shape of `_anchor_losses`, in no time; None where the baseline is not looked up."""
+    """Zeros in the shape of `AnchorLosses.of`, in no time; None where the baseline is not looked up."""
     if not job.looks_up:
         return None
     found = jax.eval_shape(compiled.runs.example_losses, anchors, arrays)
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found)
 
 
-def _anchor_losses(job: Job, compiled: Program, anchors: Params, groups: np.ndarray, arrays: Any) -> ExampleLosses:
-    """Losses of all examples at the anchors of a launch, with leading axes `(anchor, example)`."""
-    checkpoints = (groups // len(job.settings))[: len(jax.tree.leaves(anchors)[0])]
-    _, first, rows = np.unique(checkpoints, return_index=True, return_inverse=True)
-    if len(first) == len(rows):  # and no copy of the anchors
-        return compiled.example_losses(anchors, arrays)
-    return trees.take(compiled.example_losses(trees.take(anchors, first), arrays), rows)
+class AnchorLosses:
+    """Losses of all examples at the anchors of launches, kept for the next launch, which may share checkpoints."""
+
+    def __init__(self, job: Job) -> None:
+        self._num_settings = len(job.settings)
+        self._held: dict[int, ExampleLosses] = {}
+
+    def of(self, compiled: Program, anchors: Params, groups: np.ndarray, arrays: Any) -> ExampleLosses:
+        """Losses at the anchors of a launch of some groups, with leading axes `(anchor, example)`, on the host."""
+        checkpoints = (groups // self._num_settings)[: len(jax.tree.leaves(anchors)[0])]
+        distinct, first = np.unique(checkpoints, return_index=True)
+        held = {one: self._held[one] for one in distinct.tolist() if one in self._held}
+        if missing := [place for place in sorted(first.tolist()) if int(checkpoints[place]) not in held]:
+            # Without a copy of the anchors where all are needed.
+            needed = anchors if len(missing) == len(checkpoints) else trees.take(anchors, np.array(missing))
+            losses = compiled.example_losses(needed, arrays)
+            held |= {int(checkpoints[place]): trees.take(losses, row) for row, place in enumerate(missing)}
+        self._held = held
+        return trees.stack([held[one] for one in checkpoints.tolist()])

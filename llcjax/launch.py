@@ -12,7 +12,7 @@ import numpy as np
 
 from llcjax import processes
 from llcjax.interrupt import StopRequest
-from llcjax.job import Job, launch_args
+from llcjax.job import AnchorLosses, Job, launch_args
 from llcjax.plan import Plan, make_plan, most_runs, padded_runs
 from llcjax.program import RUN
 from llcjax.progress import SweepProgress, SweepStats
@@ -99,13 +99,13 @@ def _cut_as_before(store: SweepStore, plan: Plan) -> bool:
 
 def _launches(job: Job, store: SweepStore, plan: Plan, groups: np.ndarray, done: np.ndarray) -> Iterator[Launch]:
     """The launches that are left: first the one in flight, then those with groups that were never finished."""
-    saved = store.load_state()
+    saved, losses = store.load_state(), AnchorLosses(job)
     if saved is not None and _usable(job, saved, groups, done):
-        yield Launch(job, store, plan, saved.groups, saved)
+        yield Launch(job, store, plan, saved.groups, losses, saved)
     for launch in job.cuts(groups, plan.groups_per_launch):
         if (done[launch] < job.num_recorded).any():
             width = job.width(int(launch[0]), plan.groups_per_launch)
-            yield Launch(job, store, plan.of_groups(width, job.num_devices), launch)
+            yield Launch(job, store, plan.of_groups(width, job.num_devices), launch, losses)
 
 
 def _usable(job: Job, saved: SavedState, groups: np.ndarray, done: np.ndarray) -> bool:
@@ -122,7 +122,7 @@ def plan_launches(job: Job, groups: np.ndarray) -> Plan:
 
     def needed(launch: np.ndarray) -> int:
         num_runs = padded_runs(len(launch) * job.config.num_chains, job.num_devices)
-        return compiled.memory_bytes(*launch_args(job, compiled, launch, num_runs, shapes_only=True))
+        return compiled.memory_bytes(*launch_args(job, compiled, launch, num_runs))
 
     def memory(count: int, _: int) -> int:
         return max(needed(kind[: job.width(int(kind[0]), count)]) for kind in kinds)
@@ -142,7 +142,13 @@ class Launch:
     """Some groups, run together chunk by chunk."""
 
     def __init__(
-        self, job: Job, store: SweepStore, plan: Plan, groups: np.ndarray, saved: SavedState | None = None
+        self,
+        job: Job,
+        store: SweepStore,
+        plan: Plan,
+        groups: np.ndarray,
+        anchor_losses: AnchorLosses,
+        saved: SavedState | None = None,
     ) -> None:
         self.store, self.groups, self.plan, self.total = store, groups, plan, job.num_recorded
         self.draws_done = 0 if saved is None else saved.draws_done
@@ -150,7 +156,7 @@ class Launch:
         # The last launch is as wide as the others, so that one program serves all.
         padded = np.resize(groups, max(len(groups), plan.groups_per_launch))
         width = plan.runs_per_launch if saved is None else saved.leaves[0].shape[0]
-        self.states, *self.args, _ = launch_args(job, self.compiled, padded, width)
+        self.states, *self.args, _ = launch_args(job, self.compiled, padded, width, anchor_losses)
         if saved is not None:
             structure = jax.tree.structure(self.states)
             self.states = self.compiled.put(jax.tree.unflatten(structure, saved.leaves), RUN)

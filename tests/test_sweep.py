@@ -514,3 +514,25 @@ def test_a_baseline_looked_up_is_the_one_computed_at_every_draw(weighted, common
     assert len(np.unique(found["baseline_loss"])) > 60, "a batch a draw"
     few = dataclasses.replace(config, num_draws=1, num_chains=1, n_beta=(5.0,))
     assert not make_job(losses, bank, data, few).looks_up, "all examples would be more work than the draws"
+
+
+@pytest.mark.parametrize("runs_per_launch", [2, 6, 18])
+def test_losses_at_the_anchors_are_computed_once_a_checkpoint_however_launches_are_cut(monkeypatch, runs_per_launch):
+    rng = np.random.default_rng(1)
+    data = rng.normal(size=(40, 3)).astype(np.float32)
+    bank = CheckpointBank(params=rng.normal(size=(3, 3)).astype(np.float32), steps=np.array([0, 5, 9]))
+    config = SweepConfig(
+        n_beta=(2.0, 5.0, 10.0), localization=10.0, step_size=1e-3, num_chains=2, num_draws=10, batch_size=8,
+        runs_per_launch=runs_per_launch,
+    )  # fmt: skip
+    computed, original = [], Program.example_losses
+
+    def counted(self, anchors, arrays):
+        computed.extend(anchors.tolist())
+        return original(self, anchors, arrays)
+
+    monkeypatch.setattr(Program, "example_losses", counted)
+    found = sweep(lambda params, x: (x @ params) ** 2, bank, data, config)
+    np.testing.assert_array_equal(computed, bank.params)
+    wanted = sweep(lambda params, x: jnp.mean((x @ params) ** 2), bank, data, config)
+    np.testing.assert_allclose(found["baseline_loss"], wanted["baseline_loss"], rtol=2e-5)
