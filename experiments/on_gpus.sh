@@ -37,7 +37,7 @@ tokens() {
 make() { # GPUS NAME
   local started=$SECONDS command=(run "$experiment" --preset paper --out "$out" --part "$2" "${options[@]}")
   if [ "$2" = heads ]; then
-    command=(heads --bank "$out/banks/seed_0" --tokens "$(tokens)" --activations bfloat16 --sweep.precision bf16
+    command=(heads --bank "$out/banks/seed_0" --tokens "$(tokens)" --start 0 --activations bfloat16 --sweep.precision bf16
       --out "$out/heads")
   fi
   CUDA_VISIBLE_DEVICES=$1 python3 -m llcjax "${command[@]}" >> "$out/logs/$2.log" 2>&1

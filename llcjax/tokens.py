@@ -46,18 +46,25 @@ def read_tokens(path: Path | str) -> Int[np.ndarray, ...]:
     return tokens
 
 
-def token_rows(tokens: Int[np.ndarray, ...], length: int, most: int | None = None) -> Int[np.ndarray, "row token"]:
+def token_rows(
+    tokens: Int[np.ndarray, ...], length: int, most: int | None = None, start: int | None = None
+) -> Int[np.ndarray, "row token"]:
     """Sequences of one length: rows as they are where there are rows, cut off at `length`; else consecutive cuts.
 
     Args:
         tokens: one axis, or rows of at least `length`.
         length: tokens a sequence.
         most: sequences to keep, from the start; None keeps all.
+        start: token that begins each sequence, one of its `length`, put before each cut; None where none does.
 
     Raises:
-        ValueError: not one sequence of that length.
+        ValueError: not one sequence of that length, or rows that do not begin with `start`.
+
+    Example:
+        >>> token_rows(np.arange(1, 8), 4, start=0).tolist()
+        [[0, 1, 2, 3], [0, 4, 5, 6]]
     """
-    checks.count("length", length, 1)
+    checks.count("length", length, 1 if start is None else 2)
     if most is not None:
         checks.count("most", most, 1)
     tokens = np.asarray(tokens)
@@ -65,10 +72,17 @@ def token_rows(tokens: Int[np.ndarray, ...], length: int, most: int | None = Non
         raise ValueError(
             f"tokens of type {tokens.dtype} are no token ids; give whole numbers from 0 to {checks.MOST:,}."
         )
+    if start is not None:
+        checks.count("start", start, 0)
     if tokens.ndim == 1:
-        tokens = tokens[: tokens.size // length * length].reshape(-1, length)
+        width = length if start is None else length - 1
+        tokens = tokens[: tokens.size // width * width].reshape(-1, width)
+        if start is not None:
+            tokens = np.pad(tokens.astype(np.int32), ((0, 0), (1, 0)), constant_values=start)
     if tokens.ndim != 2 or tokens.shape[1] < length or len(tokens) == 0:
         raise ValueError(f"length={length} does not fit tokens of shape {tokens.shape}; choose a smaller one.")
+    if start is not None and (tokens[:, 0] != start).any():
+        raise ValueError(f"start={start}, but there are rows that begin with another token; leave it out.")
     return np.ascontiguousarray(tokens[:most, :length], np.int32)
 
 

@@ -251,6 +251,7 @@ def test_small_functions_take_anything(value, name):
     assert answered(outcome(token_rows, value, 4))
     assert answered(outcome(token_rows, np.arange(16), value))
     assert answered(outcome(token_rows, np.arange(16), 4, value))
+    assert answered(outcome(token_rows, np.arange(16), 4, None, value))
 
 
 @settings(QUICK, max_examples=40)

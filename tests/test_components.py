@@ -152,10 +152,11 @@ def test_command_for_all_heads(tmp_path, capsys):
     arguments = ["heads", "--bank", str(tmp_path / "bank"), "--tokens", str(tmp_path / "tokens.npy"), "--num-heads",
                  "2", "--sweep.batch-size", "4", "--sweep.num-draws", "5", "--out", str(tmp_path / "out"),
                  "--no-progress"]  # fmt: skip
-    main([*arguments, "--num-checkpoints", "2"])
+    main([*arguments, "--num-checkpoints", "2", "--start", "3"])
     assert "block_0/attention/head_1: LLC" in capsys.readouterr().out
     facts = open_sweep(tmp_path / "out" / "sweep")
     assert facts["loss"].shape == (2, 2, 2, 5) and list(facts["checkpoint"].values) == [0, 20]
+    assert facts.attrs["num_examples"] == 200 // 7, "seven tokens of the file and the start make a row"
     assert (tmp_path / "out" / "figures" / "components.png").is_file()
     assert spread(bank, None) is bank
     main(["rerun", str(tmp_path / "out" / "sweep"), "--out", str(tmp_path / "again"), "--no-progress"])
@@ -163,6 +164,9 @@ def test_command_for_all_heads(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, "--num-checkpoints", "0"])
     assert "num_checkpoints=0 must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments[:-2], str(tmp_path / "other"), "--start", "16"])
+    assert "start=16 is none of the 16 tokens of the model" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no attention-only language model"):
         sizes_of({"a": np.zeros(3)}, 2)
 

@@ -151,6 +151,16 @@ def test_series_of_folders_is_swept_from_disk(tmp_path, capsys):
     assert "length=64 must be between 2 and the 32 tokens" in capsys.readouterr().err
 
 
+def test_rows_that_begin_with_a_token():
+    assert token_rows(np.arange(5, 14), 4, 2, start=1).tolist() == [[1, 5, 6, 7], [1, 8, 9, 10]]
+    rows = np.array([[1, 5, 6], [1, 7, 8]])
+    assert token_rows(rows, 2, start=1).tolist() == [[1, 5], [1, 7]]
+    with pytest.raises(ValueError, match="start=5, but there are rows that begin with another token"):
+        token_rows(rows, 3, start=5)
+    with pytest.raises(ValueError, match="length=1 must be"):
+        token_rows(rows, 1, start=1)
+
+
 def test_stories260k_tells_a_story(shared_data):
     """A real pretrained model: published validation loss on TinyStories 1.297 nats."""
     from experiments.pretrained.stories import greedy, read_vocabulary

@@ -15,6 +15,7 @@ from llcjax.pipelines.experiment_config import part_experiment
 from llcjax.pipelines.regression import PRESETS, RegressionExperiment, RegressionRun
 from llcjax.pipelines.regression_config import AnalysisConfig
 from llcjax.pipelines.regression_parts import PARTS
+from llcjax.pipelines.regression_results import targets_by_seed
 from llcjax.rescale import FLOOR, relative
 from llcjax.tasks.regression import RegressionTask
 from llcjax.train import TrainConfig
@@ -99,6 +100,12 @@ def test_a_finished_study_is_not_run_again(study):
     for part in RegressionRun(TINY, run.out, progress=False).parts().values():
         part.sweeps()
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_targets_of_all_seeds_stand_in_one_row():
+    limits = {"target": "LLC at 40k", "lower": 167.0, "upper": 173.0}
+    rows = [{"seed": 0, **limits, "value": 170.5, "met": "yes"}, {"seed": 3, **limits, "value": 164.6, "met": "no"}]
+    assert targets_by_seed(rows) == [{**limits, "seed_0": 170.5, "seed_3": 164.6, "met": "1 of 2"}]
 
 
 def test_unknown_parts_get_a_sentence(tmp_path):

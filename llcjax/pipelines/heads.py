@@ -43,6 +43,8 @@ class HeadsSweep:
     """Checkpoints to take, evenly spread over the bank; none = all."""
     num_sequences: int | None = None
     """Sequences of the file to use, from its start; none = all."""
+    start: int | None = None
+    """Token that begins each sequence, as in training (0 in `llcjax run language`); none = as the file has them."""
     components: tuple[str, ...] = ()
     """Parts to sample; none named = every head."""
     activations: Activations = "float32"
@@ -76,7 +78,7 @@ def sweep_chosen(options: HeadsSweep, store: Path, *, progress: bool = False) ->
     return sweep_heads(
         bank,
         model,
-        checked_rows(options.tokens, model, model.num_tokens, options.num_sequences),
+        checked_rows(options.tokens, model, model.num_tokens, options.num_sequences, options.start),
         options.sweep,
         names=options.components or None,
         activations=options.activations,

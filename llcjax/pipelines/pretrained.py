@@ -43,6 +43,8 @@ class PretrainedSweep:
     """Tokens a sequence."""
     num_sequences: int | None = 4096
     """Sequences of the file to use, from its start; none = all."""
+    start: int | None = None
+    """Token that begins each sequence, where the models were trained so; none = sequences as the file has them."""
     components: tuple[str, ...] = ()
     """Parts to sample instead of everything: `heads` for each head, or names such as l0h1, "l0 mlp", embed, full."""
     rematerialize: bool = False
@@ -107,7 +109,7 @@ def parts_report(
 def sweep_models(options: PretrainedSweep, store: Path, *, progress: bool = False) -> xr.Dataset:
     """Sweeps the models into a store, or goes on with it."""
     config, bank = pretrained_bank(options.model)
-    rows = checked_rows(options.tokens, config, options.length, options.num_sequences)
+    rows = checked_rows(options.tokens, config, options.length, options.num_sequences, options.start)
     return sweep(
         next_token_loss(decoder(config, rematerialize=options.rematerialize)),
         bank,
@@ -121,15 +123,19 @@ def sweep_models(options: PretrainedSweep, store: Path, *, progress: bool = Fals
     )
 
 
-def checked_rows(path: Path, config: DecoderConfig | AttentionOnlyConfig, length: int, most: int | None) -> np.ndarray:
+def checked_rows(
+    path: Path, config: DecoderConfig | AttentionOnlyConfig, length: int, most: int | None, start: int | None
+) -> np.ndarray:
     """Sequences of token ids that a model knows.
 
     Raises:
-        ValueError: a token id beyond the vocabulary, or a length that the model or the file does not have.
+        ValueError: a token id or a start beyond the vocabulary, or a length that the model or the file does not have.
     """
     if not 2 <= checks.count("length", length) <= config.num_tokens:
         raise ValueError(f"length={length} must be between 2 and the {config.num_tokens} tokens of the model.")
-    rows = token_rows(read_tokens(path), length, most)
+    if start is not None and start >= config.vocabulary:
+        raise ValueError(f"start={start} is none of the {config.vocabulary} tokens of the model.")
+    rows = token_rows(read_tokens(path), length, most, start)
     if rows.max() >= config.vocabulary:
         raise ValueError(
             f"tokens={path} holds the id {rows.max()}, but the model has {config.vocabulary} tokens; use its tokenizer."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,22 @@ def targets(one: Found) -> Iterator[dict[str, Any]]:
     for name, value, lower, upper in wanted:
         row = {"seed": one.seed, "target": name, "value": value, "lower": lower, "upper": upper}
         yield {**row, "met": "yes" if lower <= value <= upper else "no"}
+
+
+def targets_by_seed(met: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a target, with the value of each seed, and how many of them meet it."""
+    by_target: dict[str, list[dict[str, Any]]] = {}
+    for row in met:
+        by_target.setdefault(row["target"], []).append(row)
+    return [
+        {
+            "target": target,
+            **{limit: rows[0][limit] for limit in ("lower", "upper")},
+            **{f"seed_{row['seed']}": row["value"] for row in rows},
+            "met": f"{sum(row['met'] == 'yes' for row in rows)} of {len(rows)}",
+        }
+        for target, rows in by_target.items()
+    ]
 
 
 def _curvature_targets(curvature: xr.Dataset | None) -> list[tuple[str, float, float, float]]:

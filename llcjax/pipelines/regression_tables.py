@@ -28,7 +28,7 @@ from llcjax.pipelines.experiment_results import (
 from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.pipelines.regression_config import MARKED_STEPS, PUBLISHED_BOUNDARIES
 from llcjax.pipelines.regression_parts import MAIN
-from llcjax.pipelines.regression_results import other_curves, stage_changes, targets, window_rows
+from llcjax.pipelines.regression_results import other_curves, stage_changes, targets, targets_by_seed, window_rows
 from llcjax.pipelines.run_folder import write_rows
 from llcjax.plots import plot_regimes
 from llcjax.stages import Stages
@@ -59,6 +59,7 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
         "methods": list(_method_rows(found, by_method)),
         "windows": [row for seed, _, sweep in run.finished() for row in window_rows(seed, sweep)],
         "targets": met,
+        "targets_by_seed": targets_by_seed(met),
         "times": list(time_rows(run)),
         **_measure_tables(found),
     }
@@ -148,11 +149,13 @@ def _attention_rows(attention: xr.Dataset) -> list[Row]:
 
 
 def _figures(found: list[Found]) -> dict[str, dict[str, xr.Dataset]]:
-    """Curves that belong in one figure, at the first setting of each part."""
+    """Curves that belong in one figure, at the first setting of each part; one seed unless they are compared."""
     curves = {(one.part, one.seed): one.table.isel(setting=[0]) for one in found}
     seed = found[0].seed if found else 0
     settings = {part: curves[part, seed] for part in (MAIN, "calibrated", "relative") if (part, seed) in curves}
-    trained = {part: curve for (part, _), curve in curves.items() if part not in settings or part == "calibrated"}
+    trained = {
+        part: curve for (part, s), curve in curves.items() if part not in settings or (part, s) == ("calibrated", seed)
+    }
     figures = {"regimes": settings, "trainings": dict(list(trained.items())[:5])}
     for part in (MAIN, "calibrated"):
         figures[f"seeds_{part}"] = {f"seed {s}": curve for (p, s), curve in curves.items() if p == part}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from llcjax.tokens import token_rows
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -65,18 +67,13 @@ def make_corpus(
     order = np.random.default_rng(seed).permutation(len(documents))
     count = min(max(round(held_out * len(documents)), 1), len(documents) - 1)
     sides = {"held-out": np.sort(order[:count]), "training": np.sort(order[count:])}
-    rows = {}
+    rows, kind = {}, np.uint16 if vocabulary <= 2**16 else np.int32
     for name, chosen in sides.items():
-        rows[name] = _rows(np.concatenate([documents[i] for i in chosen]), row_length, start, vocabulary)
-        if len(rows[name]) == 0:
+        stream = np.concatenate([documents[i] for i in chosen])
+        if len(stream) < row_length - 1:
             raise ValueError(f"the {name} documents do not fill a row of {row_length} tokens; give more text.")
+        rows[name] = token_rows(stream, row_length, start=start).astype(kind)
     return Corpus(rows["training"], rows["held-out"], vocabulary)
-
-
-def _rows(stream: np.ndarray, row_length: int, start: int, vocabulary: int) -> np.ndarray:
-    kind = np.uint16 if vocabulary <= 2**16 else np.int32
-    body = stream[: len(stream) // (row_length - 1) * (row_length - 1)].reshape(-1, row_length - 1).astype(kind)
-    return np.concatenate([np.full((len(body), 1), start, kind), body], 1)
 
 
 def split_at(tokens: np.ndarray, start: int) -> list[np.ndarray]:
