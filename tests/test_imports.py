@@ -10,8 +10,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYER = {
     "types": 0, "trees": 0, "keys": 0, "_compat": 0, "_version": 0, "interrupt": 0, "progress": 0, "provenance": 0,
-    "processes": 0, "output_folder": 0, "watchdog": 0, "show": 0, "checks": 0, "untrusted": 0, "zarr_metadata": 1,
-    "store_facts": 1, "tokens": 2,
+    "processes": 0, "output_folder": 0, "watchdog": 0, "show": 0, "checks": 0, "untrusted": 0, "zarr_metadata": 0,
+    "store_facts": 1, "tokens": 1,
     "models": 1, "tasks": 1, "posterior": 1, "slices": 0, "components": 1, "observables": 1,
     "checkpoints": 2, "data": 2, "samplers": 2,
     "chain": 3, "config": 3, "config_file": 4, "train": 4, "curvature": 4, "rescale": 3, "trajectory": 4,
