@@ -29,6 +29,8 @@ SAME_LOSS = 0.01
 """Mean sampled losses that differ by less than this share are the same."""
 TRAINED = 0.9
 """A checkpoint is trained if L(w*) is below this share of chance; nearer to it, chance tells nothing about w*."""
+LOST = 0.5
+"""Share of the way from L(w*) to chance; chains of a trained checkpoint that rise further have left its basin."""
 
 
 class Verdict(NamedTuple):
@@ -129,12 +131,16 @@ def _left_basin(value: Mapping[Any, float]) -> str | None:
     """How the sampled loss shows that chains forgot the model, or None.
 
     It must rise through chance, and by a tenth of chance: any chain rises through it that starts just below and
-    explores its own neighborhood. Where chance tells nothing, the control that draws from the localisation prior does.
+    explores its own neighborhood. From a trained checkpoint half of the way is enough. Where chance tells nothing, the
+    control that draws from the localisation prior does.
     """
     init, mean, chance, prior = (value[name] for name in ("init_loss", "mean_loss", "chance", "prior_loss"))
     drawn = f"the mean sampled loss {mean:.4g} is not below"
     if init < chance <= mean and mean - init >= (1 - TRAINED) * abs(chance):
         return f"{drawn} {chance:.4g}, that of a trivial predictor: the chains have forgotten the model"
+    if is_trained(init, chance) and mean - init > LOST * (chance - init):
+        share = f"{(mean - init) / (chance - init):.0%} of the way from L(w*) = {init:.4g} to {chance:.4g}"
+        return f"the mean sampled loss {mean:.4g} is {share}, that of a trivial predictor"
     if not is_trained(init, chance) and init < prior <= mean:
         return f"{drawn} {prior:.4g}, that of draws from the localisation prior: the loss does not hold the chains"
     return None
@@ -182,7 +188,7 @@ def _spread_left_basin(
     trained checkpoint leaves, so nothing is spread to those that rise through chance because they start near it.
     """
     for setting in range(names.shape[1]):
-        left = names[:, setting] == "left_basin"
+        left = (names[:, setting] == "left_basin") & (mean_loss[:, setting] >= chance)
         if not left.any() or np.isnan(chance):
             continue
         level = float(np.median(mean_loss[left, setting]))

@@ -176,9 +176,23 @@ LOCAL = [
 
 def test_early_checkpoints_of_the_published_regime_left_the_basin():
     verdicts, sentences = regime(PUBLISHED)
-    assert verdicts == ["left_basin"] * 9 + ["ok"]
+    assert verdicts == ["left_basin"] * 10
     assert all("whatever the checkpoint" in sentence for sentence in sentences[:4])
     assert all("forgotten the model" in sentence for sentence in sentences[4:9])
+    assert "is 92% of the way from L(w*) = 1.841 to 4.125" in sentences[9]
+
+
+def test_late_checkpoints_do_not_hide_that_early_ones_left():
+    """Most of a curve may lie where chains have climbed less high; early checkpoints have the draws of the highest."""
+    late = [(100_000 + step, 1.84, 3.9) for step in range(12)]
+    verdicts, _ = regime([*PUBLISHED, *late])
+    assert verdicts == ["left_basin"] * 22
+
+
+@pytest.mark.parametrize(("sampled", "expected"), [(2.9, "ok"), (3.1, "left_basin")])
+def test_half_of_the_way_to_chance_is_too_far(sampled, expected):
+    verdicts, _ = regime([(40_000, 1.9, sampled)])  # half of the way is 3.01
+    assert verdicts == [expected]
 
 
 def test_chains_that_start_near_chance_and_stay_local_are_not_sent_away():

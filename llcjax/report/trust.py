@@ -19,7 +19,7 @@ VERDICT_MEANINGS = {
     "noisy": f"the standard error is above {NOISE_LIMIT:.0%} of the LLC: more chains or more draws",
     "biased": f"the step size inflates variances by over {DISCRETISATION_LIMIT:.0%}: lower it",
     "not_minimum": "the LLC is negative beyond its error: chains walk downhill from w*, which is no minimum",
-    "left_basin": "the draws are no better than a trivial predictor: raise the localization or n_beta",
+    "left_basin": "the chains have lost most of what the model learned: raise the localization or n_beta",
     "not_mixed": f"R-hat is above {RHAT_LIMIT:g}: chains disagree or still drift; more draws, more burn-in",
     "stuck": "the chains had no time to feel the localization: more draws or a larger step size",
     "diverged": "a chain met a loss that is not finite or ran away: lower the step size",
