@@ -47,6 +47,11 @@ def is_trained(init_loss: Any, chance: float) -> Any:
     return init_loss < chance - (1 - TRAINED) * abs(chance)
 
 
+def lift(init_loss: Any, mean_loss: Any, chance: float) -> Any:
+    """How far the sampled loss is on the way from L(w*) to chance: 0 at L(w*), 1 at chance, negative below L(w*)."""
+    return (mean_loss - init_loss) / (chance - init_loss)
+
+
 def judge(sweep: xr.Dataset, estimate: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The verdict on every checkpoint and setting, as arrays `(checkpoint, setting)` of names and of sentences.
 
@@ -138,8 +143,8 @@ def _left_basin(value: Mapping[Any, float]) -> str | None:
     drawn = f"the mean sampled loss {mean:.4g} is not below"
     if init < chance <= mean and mean - init >= (1 - TRAINED) * abs(chance):
         return f"{drawn} {chance:.4g}, that of a trivial predictor: the chains have forgotten the model"
-    if is_trained(init, chance) and mean - init > LOST * (chance - init):
-        share = f"{(mean - init) / (chance - init):.0%} of the way from L(w*) = {init:.4g} to {chance:.4g}"
+    if is_trained(init, chance) and lift(init, mean, chance) > LOST:
+        share = f"{lift(init, mean, chance):.0%} of the way from L(w*) = {init:.4g} to {chance:.4g}"
         return f"the mean sampled loss {mean:.4g} is {share}, that of a trivial predictor"
     if not is_trained(init, chance) and init < prior <= mean:
         return f"{drawn} {prior:.4g}, that of draws from the localisation prior: the loss does not hold the chains"

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from llcjax.estimators import kept_draws
 from llcjax.sensitivity import neighbors, same_llc
 from llcjax.types import GROUP
-from llcjax.verdicts import RHAT_LIMIT, is_trained
+from llcjax.verdicts import RHAT_LIMIT, is_trained, lift
 
 LIFT_LIMIT = 0.2
 """Largest rise of the loss, as a share of the way from L(w*) to chance, at which chains count as local."""
@@ -47,8 +47,8 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
     with np.errstate(divide="ignore", invalid="ignore"):
         start = _anchor_loss(facts)
         trained = is_trained(start, chance) if np.isfinite(chance) else np.ones(len(start), bool)
-        lift = np.where(trained[:, None], (mean - init) / (chance - init), np.nan)
-        local = ~np.isin(verdict, FAR) & ~(lift > LIFT_LIMIT)
+        risen = np.where(trained[:, None], lift(init, mean, chance), np.nan)
+        local = ~np.isin(verdict, FAR) & ~(risen > LIFT_LIMIT)
         mixed = ~np.isin(verdict, UNMIXED) & (table["rhat"].values <= RHAT_LIMIT)
     # R-hat is asked for beside the verdict, because a graver verdict hides that chains do not mix.
     criteria = {
@@ -60,7 +60,7 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
     sound = np.asarray(np.stack(list(criteria.values())).all(0))
     return xr.Dataset(
         {
-            "lift": (GROUP, lift),
+            "lift": (GROUP, risen),
             "acceptance": (GROUP, _acceptance(facts, table)),
             **{name: (GROUP, values) for name, values in criteria.items()},
             "sound": (GROUP, sound),

@@ -10,7 +10,7 @@ import xarray as xr
 from llcjax.curve_verdict import curve_verdict
 from llcjax.report.formats import plus_minus
 from llcjax.selection import one_setting, setting_label, trusted
-from llcjax.verdicts import is_trained
+from llcjax.verdicts import LOST, is_trained, lift
 
 if TYPE_CHECKING:
     from llcjax.stages import Stages
@@ -79,15 +79,15 @@ def _basin_sentence(curve: xr.Dataset) -> str:
     learned = np.isfinite(drawn) & is_trained(start, float(chance))
     if not learned.any():
         return f"No checkpoint beats the {name} by a tenth, so the question is open."
-    away = learned & (drawn >= float(chance))
-    share = np.median((drawn - start)[learned] / (float(chance) - start)[learned])
+    risen = lift(start, drawn, float(chance))
+    away, share = learned & (risen > LOST), np.median(risen[learned])
     middle = f"at the median checkpoint, sampling undid {share:.0%} of the network's lead over it"
     middle = middle if share > 0 else "at the median checkpoint, the draws have lower loss than w*"
     if not away.any():
-        return f"Yes, by this test: wherever w* clearly beats the {name}, so do the sampler's draws; {middle}."
+        return f"Yes, by this test: wherever w* clearly beats the {name}, the draws keep half of that lead; {middle}."
     steps = curve["checkpoint"].values[away]
     return (
         f"Not everywhere: at {away.sum()} of the {learned.sum()} checkpoints that clearly beat the {name}, "
-        f"the draws no longer do (between steps {steps[0]:,} and {steps[-1]:,}), so the LLC there mostly "
-        f"restates the loss; {middle}."
+        f"the draws lose more than half of that lead (between steps {steps[0]:,} and {steps[-1]:,}), so the LLC there "
+        f"mostly restates the loss; {middle}."
     )

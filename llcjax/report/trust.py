@@ -39,9 +39,8 @@ def health_section(material: Material) -> str:
         "mean_loss",
         plots.plot_mean_loss(material.estimates, stages=material.stages, setting=material.setting),
         "Mean loss of the sampler's draws, loss at w* and loss of a trivial predictor against the training step",
-        "Where the sampler went. The shaded gap, times n_beta, is the LLC. Draws at or above the dashed "
-        "line know no more than a trivial predictor: they have left the basin, and the LLC there follows "
-        "from the loss alone.",
+        "Where the sampler went. The shaded gap, times n_beta, is the LLC. Draws nearer to the dashed line, a trivial "
+        "predictor, than to w* have left the basin of what was learned, and the LLC there follows from the loss alone.",
     )
     return body + material.save(
         "health",
