@@ -31,7 +31,8 @@ from jaxtyping import Float
 
 import llcjax
 from benchmarks.harness import Measured, Options, Row, run, timed
-from llcjax.checkpoints import CheckpointBank, bank_of, check_fits, import_bank
+from llcjax.bank_import import import_bank
+from llcjax.checkpoints import CheckpointBank, bank_of, check_fits
 from llcjax.config import SweepConfig, as_dict
 from llcjax.estimators import kept_draws
 from llcjax.job import launch_args

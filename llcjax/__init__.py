@@ -11,9 +11,10 @@ from llcjax._version import __version__
 
 _compat.check_versions()
 
+from llcjax.bank_import import import_bank  # noqa: E402
 from llcjax.calibrate import Calibration, calibrate  # noqa: E402
 from llcjax.chain import Recording, run_chain  # noqa: E402
-from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank  # noqa: E402
+from llcjax.checkpoints import CheckpointBank, load_bank, save_bank  # noqa: E402
 from llcjax.comparison import compare_sweeps  # noqa: E402
 from llcjax.components import component_masks, head_names  # noqa: E402
 from llcjax.config import Setting, SweepConfig  # noqa: E402

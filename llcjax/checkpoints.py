@@ -9,7 +9,6 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ from llcjax import checks, show, trees
 from llcjax.output_folder import write_text
 from llcjax.types import Params
 from llcjax.untrusted import check_expansion, read_json, reason, stored_bytes
-
-_UNFINISHED = ".orbax-checkpoint-tmp"
-"""In the name of a folder that orbax has not finished, and moves to its place when it has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,82 +277,6 @@ def _bytes_of(leaf: Any) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize if hasattr(leaf, "shape") else 0
 
 
-def import_bank(folder: Path | str) -> CheckpointBank:
-    """Imports a series of checkpoints: per-step orbax folders, or `.npz` or `.safetensors` files.
-
-    The last number in the name of each folder or file is its training step. Parameters keep the names of the
-    file; a `/` in a name nests. A bank that llcjax saved is loaded as it is. Folders that orbax was writing when it
-    was stopped are left out.
-
-    Raises:
-        ValueError: no checkpoint found, two of one step, or parameters of unequal names or shapes.
-    """
-    folder = checks.path("folder", folder)
-    if is_bank(folder):
-        return load_bank(folder)
-    found = sorted((step, path, read) for path, read in _readers(folder) if (step := _step_in(path)) is not None)
-    if not found:
-        raise ValueError(
-            f"{folder} has no checkpoints; it needs folders written by orbax, or .npz or .safetensors files, "
-            "with the training step in each name."
-        )
-    trees_read = [read(path) for _, path, read in found]
-    _check_alike(trees_read, [path for _, path, _ in found])
-    return CheckpointBank(params=trees.stack(trees_read), steps=np.array([step for step, _, _ in found]))
-
-
-def _step_in(path: Path) -> int | None:
-    numbers = re.findall(r"\d+", path.stem if path.is_file() else path.name)
-    return int(numbers[-1]) if numbers else None
-
-
-def _readers(folder: Path) -> Iterator[tuple[Path, Callable[[Path], Params]]]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix == ".npz":
-            yield path, _read_npz
-        elif path.suffix == ".safetensors":
-            yield path, _read_safetensors
-        elif path.is_dir() and _UNFINISHED not in path.name and _orbax_item(path) is not None:
-            yield path, lambda found: restore_tree(_orbax_item(found) or found)
-
-
-def _orbax_item(path: Path) -> Path | None:
-    """The folder with the arrays: the step itself, or the single item below it (CheckpointManager's layout)."""
-    candidates = [path, *sorted(child for child in path.iterdir() if child.is_dir() and _UNFINISHED not in child.name)]
-    return next((found for found in candidates if (found / "_METADATA").exists()), None)
-
-
-def _read_npz(path: Path) -> Params:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            check_expansion("it", path.stat().st_size, sum(member.file_size for member in arrays.zip.infolist()))
-            return _nested({name: arrays[name] for name in arrays.files})
-    except Exception as error:  # numpy and zipfile raise many types on broken files
-        raise ValueError(f"{path} is no readable .npz file ({reason(error)}).") from error
-
-
-def _read_safetensors(path: Path) -> Params:
-    try:
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise ValueError("reading .safetensors needs the extra: pip install 'llcjax[pretrained]'.") from error
-    try:
-        return _nested(load_file(path))
-    except Exception as error:  # safetensors has its own error type, not exported by older releases
-        raise ValueError(f"{path} is no readable .safetensors file ({reason(error)}).") from error
-
-
-def _nested(flat: dict[str, np.ndarray]) -> Params:
-    tree: dict[str, Any] = {}
-    for name, array in flat.items():
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
-
-
 def check_fits(bank: CheckpointBank, template: Params) -> None:
     """Checks that the parameters of a bank have the names and shapes of a model.
 
@@ -367,26 +287,9 @@ def check_fits(bank: CheckpointBank, template: Params) -> None:
     Raises:
         ValueError: names or shapes differ; the sentence names the first.
     """
-    different = _different(jax.tree.map(lambda leaf: leaf[0], bank.params), template)
+    different = trees.difference(jax.tree.map(lambda leaf: leaf[0], bank.params), template)
     if different:
         raise ValueError(f"the bank does not fit the model: they differ at {different}; check names and sizes.")
-
-
-def _check_alike(params: list[Params], paths: list[Path]) -> None:
-    for tree, path in zip(params[1:], paths[1:], strict=True):
-        if different := _different(tree, params[0]):
-            raise ValueError(f"{path} differs from {paths[0]} at {different}; a bank holds checkpoints of one model.")
-
-
-def _different(a: Params, b: Params) -> str | None:
-    """The first name and shape that only one of two pytrees has."""
-
-    def shapes(tree: Params) -> set[tuple[str, tuple[int, ...]]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {(trees.path_name(path), np.shape(leaf)) for path, leaf in leaves}
-
-    different = sorted(shapes(a) ^ shapes(b))
-    return f"{different[0][0]} of shape {different[0][1]}" if different else None
 
 
 def remove_tree(path: Path) -> None:

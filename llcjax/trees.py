@@ -77,3 +77,14 @@ def path_name(path: Any) -> str:
 def num_params(tree: Params) -> int:
     """Number of scalars in a pytree."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def difference(a: Params, b: Params) -> str | None:
+    """The first name and shape that only one of two pytrees has."""
+
+    def shapes(tree: Params) -> set[tuple[str, tuple[int, ...]]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {(path_name(path), np.shape(leaf)) for path, leaf in leaves}
+
+    different = sorted(shapes(a) ^ shapes(b))
+    return f"{different[0][0]} of shape {different[0][1]}" if different else None

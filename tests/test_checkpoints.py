@@ -6,7 +6,8 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import save_file
 
-from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank
+from llcjax.bank_import import import_bank
+from llcjax.checkpoints import CheckpointBank, load_bank, save_bank
 
 
 @pytest.fixture

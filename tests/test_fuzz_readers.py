@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 
 import llcjax
 from llcjax import untrusted
-from llcjax.checkpoints import CheckpointBank, import_bank, load_bank, save_bank
+from llcjax.bank_import import import_bank
+from llcjax.checkpoints import CheckpointBank, load_bank, save_bank
 from llcjax.config import SweepConfig
 from llcjax.config_file import load_sweep_config, save_sweep_config
 from llcjax.models.pretrained import read_config

@@ -13,7 +13,7 @@ LAYER = {
     "processes": 0, "output_folder": 0, "watchdog": 0, "show": 0, "checks": 0, "untrusted": 0, "zarr_metadata": 0,
     "store_facts": 1, "tokens": 1,
     "models": 1, "tasks": 1, "posterior": 1, "slices": 0, "components": 1, "observables": 1,
-    "checkpoints": 2, "data": 2, "samplers": 2,
+    "checkpoints": 2, "data": 2, "samplers": 2, "bank_import": 3,
     "chain": 3, "config": 3, "config_file": 4, "train": 4, "curvature": 4, "rescale": 3, "trajectory": 4,
     "runs": 4, "program": 5, "plan": 4, "store": 4, "damage": 5, "job": 6, "baseline": 7, "writer": 7, "launch": 8,
     "sweep_store": 8, "sweep": 9,

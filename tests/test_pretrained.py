@@ -85,7 +85,7 @@ def test_logits_are_those_of_transformers(tmp_path):
 def test_round_trip_through_safetensors_is_exact(tmp_path):
     config, params = load_pretrained(llama_folder(tmp_path / "llama"))
     save_pretrained(params, tmp_path / "again_7.safetensors")
-    from llcjax.checkpoints import import_bank
+    from llcjax.bank_import import import_bank
 
     again = import_bank(tmp_path).checkpoint(0)
     assert jax.tree.all(jax.tree.map(np.array_equal, again, params))

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from llcjax.checkpoints import CheckpointBank
+from llcjax.checkpoints import CheckpointBank, bank_of, save_bank
 from llcjax.config import SweepConfig
 from llcjax.models.icl_transformer import TransformerConfig
-from llcjax.pipelines import regression_parts
+from llcjax.pipelines import experiment_run, regression_parts
 from llcjax.pipelines.experiment_config import part_experiment
 from llcjax.pipelines.regression import PRESETS, RegressionExperiment, RegressionRun
 from llcjax.pipelines.regression_config import AnalysisConfig
@@ -100,6 +100,17 @@ def test_a_finished_study_is_not_run_again(study):
     for part in RegressionRun(TINY, run.out, progress=False).parts().values():
         part.sweeps()
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_bank_from_elsewhere_is_read_once_for_all_parts(tmp_path, monkeypatch):
+    run = RegressionRun(TINY, tmp_path / "own", progress=False)
+    save_bank(bank_of(run.init(jax.random.key(0)), 7), tmp_path / "bank")
+    read, original = [], experiment_run.import_bank
+    monkeypatch.setattr(experiment_run, "import_bank", lambda path: read.append(path) or original(path))
+    given = dataclasses.replace(TINY, bank=str(tmp_path / "bank"))
+    parts = RegressionRun(given, tmp_path / "given", progress=False).parts(("published", "calibrated"))
+    assert len(read) == 1 and list(parts) == ["published", "calibrated"]
+    assert parts["calibrated"].banks()[0] is parts["published"].banks()[0]
 
 
 def test_targets_of_all_seeds_stand_in_one_row():

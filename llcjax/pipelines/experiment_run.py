@@ -18,12 +18,12 @@ import jax
 import xarray as xr
 
 from llcjax import processes, trees
+from llcjax.bank_import import import_bank
 from llcjax.calibrate import Calibration, calibrate
 from llcjax.checkpoints import (
     CheckpointBank,
     SavedBank,
     check_fits,
-    import_bank,
     is_bank,
     load_bank,
     open_bank,
@@ -90,6 +90,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         say: Say = print,
         purpose: Purpose = "run",
         models: Path | str | None = None,
+        loaded: dict[int, CheckpointBank] | None = None,
     ) -> None:
         """Claims the folder; to calibrate, its subfolder `calibration` alone, so that any sweep may follow in it.
 
@@ -102,6 +103,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
             purpose: what the folder is claimed for; nothing is claimed for a forecast.
             models: folder of another run of the same task, model and training, whose models and their measures are
                 taken; None trains in `out`.
+            loaded: banks by seed that such a run holds, which may be gigabytes; both add what they load.
 
         Raises:
             ValueError: the folder holds another config.
@@ -112,9 +114,9 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         self.init, self.apply, self.loss = self.functions()
         # All that can be refused is refused before the folder is claimed and before anything is trained.
         check_data(DataSource((), None, self.num_examples), experiment.sweep)
-        self._loaded: dict[int, CheckpointBank] = {}
+        self._loaded = {} if loaded is None else loaded
         self._parts: dict[str, Self] = {self.main: self}
-        if experiment.bank is not None:
+        if experiment.bank is not None and experiment.sweep_seeds[0] not in self._loaded:
             imported = self._loaded[experiment.sweep_seeds[0]] = import_bank(experiment.bank)
             check_fits(imported, jax.eval_shape(self.init, as_key(0)))
             check_finite(imported)
@@ -215,17 +217,15 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
 
     def _part(self, name: str) -> Self:
         own_models = self.part_kinds[name].trains
-        part = type(self)(
+        return type(self)(
             part_experiment(self.experiment, self.part_kinds, name),
             self.out / "parts" / name,
             command=self.command,
             progress=self.progress,
             say=self.say,
             models=None if own_models else self.models,
+            loaded=None if own_models else self._loaded,
         )
-        if not own_models and self.experiment.bank is None:
-            part._loaded = self._loaded  # a bank may hold gigabytes
-        return part
 
     def banks(self) -> dict[int, CheckpointBank]:
         """The banks of the seeds to sweep, trained where they are not there yet."""

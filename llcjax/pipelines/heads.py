@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import xarray as xr
 
-from llcjax.checkpoints import CheckpointBank, check_fits, import_bank
+from llcjax.bank_import import import_bank
+from llcjax.checkpoints import CheckpointBank, check_fits
 from llcjax.components import component_masks, head_names
 from llcjax.config import SweepConfig, as_dict
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only, attention_only_losses
