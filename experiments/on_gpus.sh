@@ -26,19 +26,20 @@ mkdir -p "$out/logs"
 taken=$(mktemp -d)
 trap 'rm -rf "$taken"' EXIT
 
-tokens() {
-  local before=
+option() { # NAME DEFAULT: its value among the options
+  local before= value=${2-}
   for word in "${options[@]}"; do
-    if [ "$before" = --tokens ]; then echo "$word"; fi
+    if [ "$before" = "$1" ]; then value=$word; fi
     before=$word
   done
+  echo "$value"
 }
 
 make() { # GPUS NAME
   local started=$SECONDS command=(run "$experiment" --preset paper --out "$out" --part "$2" "${options[@]}")
   if [ "$2" = heads ]; then
-    command=(heads --bank "$out/banks/seed_0" --tokens "$(tokens)" --start 0 --activations bfloat16 --sweep.precision bf16
-      --out "$out/heads")
+    command=(heads --bank "$out/banks/seed_0" --tokens "$(option --tokens)" --start "$(option --start 0)"
+      --activations bfloat16 --sweep.precision bf16 --out "$out/heads")
   fi
   CUDA_VISIBLE_DEVICES=$1 python3 -m llcjax "${command[@]}" >> "$out/logs/$2.log" 2>&1
   echo "$2 on GPU $1: exit code $? after $((SECONDS - started)) s"

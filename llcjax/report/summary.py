@@ -79,15 +79,15 @@ def _basin_sentence(curve: xr.Dataset) -> str:
     learned = np.isfinite(drawn) & is_trained(start, float(chance))
     if not learned.any():
         return f"No checkpoint beats the {name} by a tenth, so the question is open."
-    risen = lift(start, drawn, float(chance))
-    away, share = learned & (risen > LOST), np.median(risen[learned])
+    risen = lift(start[learned], drawn[learned], float(chance))
+    share = np.median(risen)
     middle = f"at the median checkpoint, sampling undid {share:.0%} of the network's lead over it"
     middle = middle if share > 0 else "at the median checkpoint, the draws have lower loss than w*"
-    if not away.any():
+    steps = curve["checkpoint"].values[learned][risen > LOST]
+    if not steps.size:
         return f"Yes, by this test: wherever w* clearly beats the {name}, the draws keep half of that lead; {middle}."
-    steps = curve["checkpoint"].values[away]
     return (
-        f"Not everywhere: at {away.sum()} of the {learned.sum()} checkpoints that clearly beat the {name}, "
+        f"Not everywhere: at {steps.size} of the {risen.size} checkpoints that clearly beat the {name}, "
         f"the draws lose more than half of that lead (between steps {steps[0]:,} and {steps[-1]:,}), so the LLC there "
         f"mostly restates the loss; {middle}."
     )
