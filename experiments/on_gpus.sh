@@ -12,7 +12,7 @@ gpus=$1 experiment=$2 out=$3
 shift 3
 options=("$@")
 case $experiment in
-  language) first=two_layers training="one_layer" sweeping="dip calibrated heads later" ;;
+  language) first=two_layers training="one_layer" sweeping="dip calibrated heads later relative held_out" ;;
   regression)
     first=published training="finite_tasks no_layer_norm weight_decay gradient_noise" sweeping="calibrated relative" ;;
   *) echo "$experiment is no experiment; choose language or regression." >&2; exit 2 ;;

@@ -94,4 +94,15 @@ def test_a_head_that_looks_back_has_a_score_of_one():
 def test_the_floor_of_the_bigram_table():
     table = bigram_table(np.array([[0, 1, 2, 1, 3], [0, 1, 2, 1, 3]]), 4)
     np.testing.assert_allclose(table.probability[1], [0, 0, 0.5, 0.5])
-    assert table.floor == pytest.approx(4 / 6 * np.log(2))
+    np.testing.assert_allclose(table.entropy, [0, np.log(2), 0, 0], atol=1e-7)
+
+
+def test_a_model_that_says_the_bigram_table_is_at_its_floor():
+    """Of the same places, with tokens that training never saw left out of both."""
+    train, held_out = rows(4, 96), rows(5, 64)
+    train[train == 16] = 15  # no row of the table
+    table = jnp.log(jnp.asarray(bigram_table(train, 17).probability) + 1e-30)
+    apply = lambda params, tokens: table[tokens]  # noqa: E731
+    params = attention_only(CONFIG)[0](jax.random.key(0))
+    found = language_metrics(apply, CONFIG, bank_of(params), train, held_out, batch_size=16, num_probes=32)
+    assert float(found["bigram_score"][0]) == pytest.approx(found.attrs["bigram_floor"], abs=1e-5)

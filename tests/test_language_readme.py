@@ -20,11 +20,15 @@ def test_the_readme_is_what_its_tables_make():
 
 
 def test_tables_of_runs_are_copied_beside_each_other(tmp_path):
-    (tmp_path / "README.md").write_text("<!-- table: quick/llc | step -->\n<!-- end -->\n")
+    (tmp_path / "README.md").write_text(
+        "![LLC](results/quick/curve.png)\n<!-- table: quick/llc | step -->\n<!-- end -->\n"
+    )
     run = tmp_path / "run"
     (run / "figures").mkdir(parents=True)
     (run / "llc.csv").write_text("step,llc\n1,2\n")
-    (run / "figures" / "curve.png").write_bytes(b"png")
+    for figure in ("curve", "traces"):
+        (run / "figures" / f"{figure}.png").write_bytes(b"png")
     readme().fill(tmp_path, [("quick", run)])
     assert "| step |\n| --- |\n| 1 |" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "results" / "quick" / "curve.png").read_bytes() == b"png"
+    assert not (tmp_path / "results" / "quick" / "traces.png").exists()

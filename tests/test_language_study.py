@@ -19,7 +19,7 @@ from llcjax.pipelines.experiment_config import part_experiment
 from llcjax.pipelines.language import PRESETS, LanguageExperiment, LanguageRun
 from llcjax.pipelines.language_corpus import load_rows
 from llcjax.pipelines.language_parts import DIP, PARTS
-from llcjax.pipelines.language_results import best_head, events
+from llcjax.pipelines.language_results import BEYOND, best_head, events
 from llcjax.tasks.synthetic_language import SyntheticLanguage
 from llcjax.train import TrainConfig
 
@@ -77,6 +77,7 @@ def test_tables_and_reports_hold_both_models(study):
     assert {path.name for path in folder.glob("*.png")} >= {
         "parts.png",
         "curve_one_layer.png",
+        "circuit.png",
         "metrics_two_layers.png",
     }
     assert len(met) == 10 and all(row["met"] in ("yes", "no") for row in met)
@@ -143,6 +144,32 @@ def test_presets_come_back_from_json_and_their_parts_are_valid():
     assert paper.sweep.n_beta[0] == pytest.approx(21.715, abs=1e-3)
 
 
+@pytest.mark.slow
+def test_local_chains_in_relative_coordinates_and_on_rows_that_training_never_saw(tmp_path):
+    """On the same checkpoints: w* is the same model, and its loss is that of the rows that are swept."""
+    experiment = dataclasses.replace(TINY, further=("calibrated", "relative", "held_out"), num_checkpoints=6)
+    run = LanguageRun(experiment, tmp_path, progress=False, say=lambda _: None)
+    facts = {name: part.sweeps()[0] for name, part in run.parts().items() if name != "two_layers"}
+    counts = {name: (one.sizes["checkpoint"], one.attrs["num_examples"]) for name, one in facts.items()}
+    assert counts == {"calibrated": (6, 64), "relative": (6, 64), "held_out": (6, 32)}
+    assert float(facts["relative"]["localization"][0]) == 120
+    corpus, bank = run.rows.corpus, run.banks()[0]
+    for name, rows_of in (("calibrated", corpus.train), ("relative", corpus.train), ("held_out", corpus.held_out)):
+        losses, weights = run.loss(bank.checkpoint(len(bank) - 1), np.asarray(rows_of))
+        wanted = (losses * weights).sum() / np.broadcast_to(weights, losses.shape).sum()
+        found = llcjax.estimates(facts[name])["init_loss"].values[-1, 0]
+        tolerance = 0.15  # baselines are means over 3 x 106 batches of 8 rows, whose losses lie within 0.5
+        assert found == pytest.approx(float(wanted), abs=tolerance), name
+
+
+def test_what_local_parts_refuse(tmp_path):
+    with pytest.raises(ValueError, match="swept_rows='test'"):
+        dataclasses.replace(TINY, swept_rows="test")
+    run = LanguageRun(dataclasses.replace(TINY, further=("relative",)), tmp_path, progress=False)
+    with pytest.raises(ValueError, match="coordinates='relative' cannot be calibrated"):
+        run.parts(["relative"])["relative"].calibrate()
+
+
 def test_rows_of_every_source(tmp_path):
     small = {"model": AttentionOnlyConfig(num_heads=1, model_width=4, num_tokens=8, vocabulary=300), "held_out": 0.2}
     tokens = np.random.default_rng(0).integers(1, 300, 400)
@@ -177,18 +204,35 @@ def test_events_are_where_curves_have_half_of_their_change():
     steps = [0, 10, 20, 30]
     curves = {
         "bigram_score": [3.0, 2.1, 2.5, 2.6], "test_loss": [3.0, 2.0, 2.0, 2.0],
-        "test_loss_no_positions": [3.0, 2.0, 2.4, 3.0], "icl_3_32": [0.0, 0.0, -0.1, -0.9],
+        "test_loss_no_positions": [3.0, 2.0, 2.4, 3.0], "icl_3_32": [0.0, -1.2, -1.3, -2.1],
         "previous_token_1_1": [0.1, 0.1, 0.9, 0.9], "previous_token_1_2": [0.1, 0.2, 0.2, 0.2],
-        "prefix_matching_2_1": [0.0, 0.0, 0.1, 0.5],
+        "previous_token_2_1": [0.1, 0.95, 0.95, 0.95], "prefix_matching_2_1": [0.0, 0.0, 0.1, 0.5],
     }  # fmt: skip
     metrics = xr.Dataset({name: ("checkpoint", values) for name, values in curves.items()},
                          coords={"checkpoint": steps}, attrs={"bigram_floor": 2.0})  # fmt: skip
     found = {row["event"]: (row["head"], row["step"], round(row["change"], 6)) for row in events(metrics)}
     assert found == {
-        "bigrams": ("", 10, 0.1), "positions": ("", 30, 1.0), "previous-token head": ("1:1", 20, 0.8),
+        "bigrams": ("", 10, 0.1), "positions": ("", 30, 1.0), "previous-token head": ("1:1", 20, 0.7),
         "prefix-matching head": ("2:1", 30, 0.5), "in-context learning": ("", 30, 0.9),
     }  # fmt: skip
     assert best_head(metrics, "previous_token")[0] == "1:1"
+    control = metrics.assign(icl_3_32=("checkpoint", [0.0, -1.2, -1.25, -1.3]))
+    assert {row["event"]: row["step"] for row in events(metrics, control)}[BEYOND] == 30
+    assert BEYOND not in {row["event"] for row in events(metrics, control.isel(checkpoint=[0, 1]))}
+
+
+def test_events_of_many_checkpoints_do_not_hang_on_one_of_them():
+    steps = np.arange(300)
+    icl = np.where(steps < 200, 0.0, -1.0)
+    icl[50] = -0.9
+    bigram = np.abs(steps - 10) / 100 + 2.0
+    flat = np.zeros(300)
+    curves = {"bigram_score": bigram, "test_loss": flat, "test_loss_no_positions": flat, "icl_3_32": icl,
+              "previous_token_1_1": flat, "prefix_matching_1_1": flat}  # fmt: skip
+    metrics = xr.Dataset({name: ("checkpoint", values) for name, values in curves.items()},
+                         coords={"checkpoint": steps}, attrs={"bigram_floor": 2.0})  # fmt: skip
+    found = {row["event"]: row["step"] for row in events(metrics)}
+    assert found["in-context learning"] == 200 and found["bigrams"] == 10
 
 
 def test_losses_on_repeats_of_models_that_are_known():

@@ -194,6 +194,21 @@ def test_regimes_share_a_figure_with_colours_for_regimes_and_shapes_for_verdicts
         plots.plot_regimes({})
 
 
+def test_measures_lie_beside_the_llc_on_a_linear_axis():
+    metrics = example_metrics()
+    lines = {"loss": metrics["test_loss"], "again": metrics["test_loss"] + 1}
+    figure = plots.plot_beside(
+        example_estimates(), {"nats": lines, "more": {"loss": metrics["test_loss"]}}, example_stages()
+    )
+    llc, nats, more = figure.axes
+    assert llc.get_xscale() == "linear" and llc.get_xlim() == more.get_xlim()
+    drawn = {line.get_label(): line.get_ydata() for line in nats.get_lines()}
+    np.testing.assert_allclose(drawn["again"], metrics.sortby("checkpoint")["test_loss"].values + 1)
+    assert more.get_xlabel() == "training step" and llc.get_ylabel() == "LLC"
+    with pytest.raises(ValueError, match=r"panels\['none'\] has 0 lines"):
+        plots.plot_beside(example_estimates(), {"none": {}})
+
+
 def test_figures_say_what_is_missing():
     with pytest.raises(ValueError, match="llc_position"):
         plots.plot_positions(example_estimates().drop_vars("llc_position"))

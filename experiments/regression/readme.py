@@ -1,7 +1,7 @@
 """Puts the tables of a run into README.md beside this: `python experiments/regression/readme.py [RUN]`.
 
-With RUN, the folder of a run of `llcjax run regression --preset paper`, its `tables/` and the figures of its first
-report are copied to `results/tables/` first. In the README a table stands between
+With RUN, the folder of a run of `llcjax run regression --preset paper`, its `tables/` are copied to `results/tables/`
+first, and so are those of its figures that the README shows. In the README a table stands between
 `<!-- table: NAME key=value ... | column ... -->` and `<!-- end -->`: the named columns of those rows of
 `results/tables/NAME.csv` that have one of these values (`step=0,984`). NAME may begin with another folder beside
 `tables`, as in `quick/llc`.
@@ -18,8 +18,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TABLES = HERE / "results" / "tables"
-FIGURES = ("curve", "mean_loss", "curvature", "components")
-"""Of the reports, where they have them."""
 _PLACE = re.compile(
     r"(<!-- table: (?P<name>[\w/]+)(?P<wanted>[^|>]*)\|(?P<columns>[^>]*)-->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -66,22 +64,24 @@ def _short(cell: str) -> str:
 
 
 def fill(here: Path, runs: Sequence[tuple[str, Path]]) -> None:
-    """Copies tables of runs into `results/SUBFOLDER/`, and rewrites the README from `results/tables/`.
+    """Copies tables of runs, and figures that the README shows, into `results/SUBFOLDER/`; rewrites the README.
 
     Args:
         here: folder of the experiment.
         runs: name of the subfolder and the run; one without `tables/` has those of its report.
     """
+    readme = here / "README.md"
+    text = readme.read_text()
     for name, run in runs:
         target, made = here / "results" / name, run / "tables"
         target.mkdir(parents=True, exist_ok=True)
-        figures = [path for name in FIGURES for path in run.glob(f"figures/{name}.png")]
         if not (run / "figures" / "curve.png").exists():
             raise ValueError(f"{run} has no figures/curve.png; make its report with `llcjax report {run}` first.")
-        for path in [*sorted(made.iterdir() if made.exists() else run.glob("*.csv")), *figures]:
+        tables = sorted(made.glob("*.csv") if made.exists() else run.glob("*.csv"))
+        figures = [path for folder in (made, run / "figures") for path in sorted(folder.glob("*.png"))]
+        for path in [*tables, *(path for path in figures if f"(results/{name}/{path.name})" in text)]:
             shutil.copy(path, target / path.name)
-    readme = here / "README.md"
-    readme.write_text(rendered(readme.read_text(), here / "results" / "tables"))
+    readme.write_text(rendered(text, here / "results" / "tables"))
 
 
 if __name__ == "__main__":

@@ -47,23 +47,23 @@ class BigramTable:
     """Counts of pairs in training rows, as probabilities of the next token."""
 
     probability: Float[np.ndarray, "token token"]
-    floor: float
-    """Mean entropy of a row of the table, weighted by how often its token comes: the best bigram score, in nats."""
+    entropy: Float[np.ndarray, " token"]
+    """Of each row of the table, in nats: the best bigram score where this token stands."""
 
 
 def bigram_table(rows: Int[np.ndarray, "row token"], vocabulary: int) -> BigramTable:
     """Empirical probabilities of the next token; the token that begins each row is left out.
 
     Example:
-        >>> round(bigram_table(np.array([[0, 1, 2, 1, 2, 1]]), 3).floor, 3)
-        0.0
+        >>> round(float(bigram_table(np.array([[0, 1, 2, 1, 1, 1]]), 3).entropy[1]), 3)
+        0.637
     """
     pairs = rows[:, 1:-1].astype(np.int64) * vocabulary + rows[:, 2:]
     counts = np.bincount(pairs.ravel(), minlength=vocabulary**2).reshape(vocabulary, vocabulary).astype(np.float32)
     often = counts.sum(1)
     probability = counts / np.maximum(often, 1)[:, None]
     entropy = -np.sum(probability * np.log(np.where(probability > 0, probability, 1)), 1)
-    return BigramTable(probability=probability, floor=float(often @ entropy / often.sum()))
+    return BigramTable(probability=probability, entropy=entropy)
 
 
 def frequent_ngrams(
@@ -112,7 +112,8 @@ def language_metrics(
     Returns:
         Losses in nats. `icl_a_b` is the loss of token b less that of token a (negative = learns in context; 50 and
         500 where the row is long enough, as in the paper's code). `previous_token_l_h` and `prefix_matching_l_h` are
-        mean attentions of head h in layer l on random tokens. Attributes `bigram_floor` and `chance` (ln vocabulary).
+        mean attentions of head h in layer l on random tokens. Attributes `bigram_floor`, the least that the bigram
+        score can be at the places that are scored (one a row), and `chance` (ln vocabulary).
 
     Raises:
         ValueError: no rows, or a number of probes that is no multiple of 32.
@@ -159,7 +160,7 @@ def language_metrics(
     return xr.Dataset(
         {name: (("checkpoint", *dims.get(name, ())), values, _attrs(name)) for name, values in columns.items()},
         coords={"checkpoint": bank.steps, "position": list(_positions(config))},
-        attrs={"bigram_floor": table.floor, "chance": float(np.log(config.vocabulary))},
+        attrs={"bigram_floor": _floor(test, table), "chance": float(np.log(config.vocabulary))},
     )
 
 
@@ -205,8 +206,7 @@ def _mean_losses(
     def one(rows: Array) -> tuple[Array, Array]:
         rows = rows.astype(jnp.int32)
         logits = apply(params, rows)
-        # One place a row, never its beginning, the same at every checkpoint.
-        place = 1 + (jnp.arange(len(rows)) * 7919 + rows.sum(1)) % (rows.shape[1] - 1)
+        place = _scored(rows)
         here = jnp.take_along_axis(logits, place[:, None, None], 1)[:, 0].astype(jnp.float32)
         wanted = probability[jnp.take_along_axis(rows, place[:, None], 1)[:, 0]]
         known = wanted.sum(-1) > 0  # tokens that never came in training have no row of the table
@@ -217,6 +217,18 @@ def _mean_losses(
     losses, scores = jax.lax.map(one, batches)
     total, count = scores.sum(0)
     return losses.mean(0), total / count
+
+
+def _scored(rows: Array) -> Int[Array, " row"]:
+    """One place a row, never its beginning, the same at every checkpoint."""
+    return 1 + (jnp.arange(len(rows)) * 7919 + rows.sum(1)) % (rows.shape[1] - 1)
+
+
+def _floor(batches: Array, table: BigramTable) -> float:
+    """Mean entropy of the table where the bigram score is measured."""
+    tokens = [rows[np.arange(len(rows)), _scored(rows)] for rows in np.asarray(batches, np.int32)]
+    here, known = np.concatenate(tokens), table.probability.sum(1) > 0
+    return float(table.entropy[here[known[here]]].mean())
 
 
 def _random_tokens(key: PRNGKey, length: int, config: AttentionOnlyConfig, count: int, start: int) -> Array:

@@ -7,7 +7,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -38,6 +38,8 @@ class ExperimentConfig:
     """The same for every other seed."""
     activations: Activations = "float32"
     """How activations of the model are stored: float32; float16, which rounds like TF32; or bfloat16."""
+    coordinates: Literal["weights", "relative"] = "weights"
+    """Units of localization and step size: weights, or weights over the root mean square of their tensor."""
     further: tuple[str, ...] = ()
     """Parts of the experiment that follow in subfolders; README.md of the experiment lists them."""
     bank: str | None = None
@@ -54,6 +56,8 @@ class ExperimentConfig:
         for name in ("num_checkpoints", "num_further_checkpoints"):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}, or none for all.")
+        if self.coordinates not in ("weights", "relative"):
+            raise ValueError(f"coordinates={self.coordinates!r} is unknown; choose weights or relative.")
         if not all(type(seed) is int and seed >= 0 for seed in self.sweep_seeds):  # they name folders
             raise ValueError(f"sweep_seeds={self.sweep_seeds!r:.100} must be whole numbers of 0 or more.")
         missing = [seed for seed in self.sweep_seeds if seed not in trained]

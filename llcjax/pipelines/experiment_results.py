@@ -55,7 +55,8 @@ def results(run: ExperimentRun) -> Iterator[Found]:
     """Every part and seed whose sweep is finished, in order; measures that are missing are made."""
     for name, part in run.parts().items():
         for seed, bank, facts in part.finished():
-            yield Found(part=name, seed=seed, table=estimates(facts), measured=part.analyses(seed, bank))
+            table = estimates(facts).assign_attrs(chance_name=run.chance_name)
+            yield Found(part=name, seed=seed, table=table, measured=part.analyses(seed, bank))
 
 
 def all_stages(found: list[Found]) -> dict[StageKey, Stages | str]:

@@ -38,6 +38,7 @@ from llcjax.pipelines.experiment_config import PIPELINE, Experiment, Part, part_
 from llcjax.pipelines.experiment_report import SeedReport, report_seed
 from llcjax.pipelines.run_folder import check_all_but, claim, timed
 from llcjax.report.calibration import write_calibration
+from llcjax.rescale import relative
 from llcjax.store import is_complete, open_sweep
 from llcjax.sweep import check_data, check_finite, sweep
 from llcjax.train import finish_training, train
@@ -164,10 +165,6 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
     @abc.abstractmethod
     def tables(self) -> tuple[Path, list[dict[str, Any]]]:
         """Writes the tables over all parts; returns their folder and which targets are met."""
-
-    def coordinates(self, bank: CheckpointBank) -> tuple[LossFn, CheckpointBank, Params | None]:
-        """Loss, checkpoints and mask of a sweep, in the coordinates in which it samples."""
-        return self.loss, bank, None
 
     # What all experiments share.
 
@@ -308,7 +305,9 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         return results
 
     def _swept(self, bank: CheckpointBank, seed: int | None = None) -> tuple[LossFn, CheckpointBank, Params | None]:
-        return self.coordinates(bank.at_steps(self.experiment.swept_steps(bank.steps, seed)))
+        """Loss, checkpoints and mask of a sweep, in the coordinates in which it samples."""
+        chosen = bank.at_steps(self.experiment.swept_steps(bank.steps, seed))
+        return relative(self.loss, chosen) if self.experiment.coordinates == "relative" else (self.loss, chosen, None)
 
     def _sweep_path(self, seed: int) -> Path:
         return self.out / "sweeps" / f"seed_{seed}"
@@ -346,7 +345,12 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
 
         Returns:
             The calibration, and the path of its page.
+
+        Raises:
+            ValueError: the experiment samples in relative coordinates.
         """
+        if self.experiment.coordinates != "weights":
+            raise ValueError(f"coordinates={self.experiment.coordinates!r} cannot be calibrated; set it to weights.")
         folder, seed = self.out / "calibration", self.experiment.sweep_seeds[0]
         result = calibrate(
             self.loss,

@@ -59,12 +59,12 @@ class LanguageRun(ExperimentRun[LanguageExperiment]):
 
     @property
     def num_examples(self) -> int:
-        """Rows that it was trained on."""
-        return len(self.rows.corpus.train)
+        """Rows whose loss is sampled."""
+        return len(self.data())
 
     def data(self) -> Any:
-        """The rows that it was trained on: the LLC is that of the loss on the training distribution."""
-        return self.rows.corpus.train
+        """The rows that it was trained on, whose loss it minimises, unless others are asked for."""
+        return getattr(self.rows.corpus, self.experiment.swept_rows)
 
     @property
     def chance(self) -> float:

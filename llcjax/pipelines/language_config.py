@@ -48,6 +48,8 @@ class LanguageExperiment(ExperimentConfig):
     split_seed: int = 0
     """Seed of which documents these are, and of the rows of the synthetic language."""
     synthetic: SyntheticLanguage = dataclasses.field(default_factory=SyntheticLanguage)
+    swept_rows: Literal["train", "held_out"] = "train"
+    """Rows whose loss is sampled: those of the training, or those that it never sees."""
     num_rows: int = 2**15
     """Rows of the synthetic language to train on."""
     num_test_rows: int = 1024
@@ -68,6 +70,8 @@ class LanguageExperiment(ExperimentConfig):
         ExperimentConfig.__post_init__(self)
         if min(self.num_rows, self.num_test_rows) < 2:
             raise ValueError("num_rows and num_test_rows must be at least 2.")
+        if self.swept_rows not in ("train", "held_out"):
+            raise ValueError(f"swept_rows={self.swept_rows!r} is unknown; choose train or held_out.")
         wanted, model = (self.synthetic.vocabulary, self.synthetic.num_tokens), self.model
         if self.source == "synthetic" and (model.vocabulary, model.num_tokens) != wanted:
             raise ValueError(
@@ -164,9 +168,9 @@ PRESETS: dict[str, LanguageExperiment] = {
         ),
         activations="bfloat16",
         num_checkpoints=100,
-        num_test_rows=128,
-        num_probes=64,
-        further=("later", "calibrated", "dip", "one_layer"),
+        num_test_rows=1024,
+        num_probes=512,
+        further=("later", "calibrated", "relative", "held_out", "dip", "one_layer"),
     ),
 }
 

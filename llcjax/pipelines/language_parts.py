@@ -11,6 +11,12 @@ from llcjax.pipelines.language_config import LanguageExperiment
 MAIN = "two_layers"
 """Name of the first part: the model, in the paper's setting where the preset is the paper's."""
 
+LOCAL = "calibrated"
+"""Name of the part whose chains are local, on the rows and in the units of the first part."""
+
+LOCAL_PARTS = (LOCAL, "relative", "held_out")
+"""All whose chains are local."""
+
 DIP = (3_000, 4_500, 5_500, 6_500, 7_000, 7_500, 8_000, 8_500, 9_500, 11_000, 13_500, 17_000)
 """Steps across LM2, LM3 and LM4; the LLC that was published falls by 0.8 between 6,500 and 8,500."""
 
@@ -40,19 +46,37 @@ def _calibrated(experiment: LanguageExperiment) -> LanguageExperiment:
     return dataclasses.replace(experiment, sweep=local_sweep(experiment.sweep))
 
 
+def _relative(experiment: LanguageExperiment) -> LanguageExperiment:
+    # The localization and the step of the local setting at the root mean square of the published model's weights where
+    # its LLC falls, 0.108 (a norm of 198 at step 8,500).
+    sweep = dataclasses.replace(local_sweep(experiment.sweep), localization=(120.0,), step_size=(1.7e-3,))
+    return _fewer(dataclasses.replace(experiment, sweep=sweep, coordinates="relative"), 2)
+
+
+def _held_out(experiment: LanguageExperiment) -> LanguageExperiment:
+    local = dataclasses.replace(experiment, sweep=local_sweep(experiment.sweep), swept_rows="held_out")
+    return _fewer(local, 3)
+
+
 def _dip(experiment: LanguageExperiment) -> LanguageExperiment:
     return dataclasses.replace(experiment, sweep_steps=DIP, sweep=dataclasses.replace(experiment.sweep, num_chains=20))
 
 
 def _one_layer(experiment: LanguageExperiment) -> LanguageExperiment:
-    model = dataclasses.replace(experiment.model, num_layers=1)
-    count = experiment.num_checkpoints  # a third of them shows the control's curve
-    return dataclasses.replace(experiment, model=model, num_checkpoints=count and max(count // 3, _FEWEST))
+    return _fewer(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, num_layers=1)), 3)
+
+
+def _fewer(experiment: LanguageExperiment, divisor: int) -> LanguageExperiment:
+    """As many checkpoints as show the curve."""
+    count = experiment.num_checkpoints
+    return dataclasses.replace(experiment, num_checkpoints=count and max(count // divisor, _FEWEST))
 
 
 PARTS: dict[str, Part] = {
     "later": Part("the setting of later papers: n_beta 30, localization 200, step size 1e-3", _later, False),
-    "calibrated": Part("a narrower prior, local chains", _calibrated, False),
+    LOCAL: Part("a narrower prior, local chains", _calibrated, False),
+    "relative": Part("local chains, localisation in units of each tensor's size", _relative, False),
+    "held_out": Part("local chains on rows that training never saw", _held_out, False),
     "dip": Part("20 chains at 12 checkpoints across LM2 to LM4", _dip, False),
     "one_layer": Part("the control: one layer, which cannot copy", _one_layer, True),
 }

@@ -19,10 +19,11 @@ from llcjax.pipelines.experiment_results import (
 )
 from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.pipelines.language_config import PUBLISHED_BOUNDARIES
-from llcjax.pipelines.language_parts import MAIN
-from llcjax.pipelines.language_results import events, falls, targets
+from llcjax.pipelines.language_parts import LOCAL, LOCAL_PARTS, MAIN
+from llcjax.pipelines.language_results import circuit, events, falls, targets
 from llcjax.pipelines.run_folder import write_rows
-from llcjax.plots import plot_curve, plot_metrics, plot_regimes
+from llcjax.plots import plot_beside, plot_curve, plot_metrics, plot_regimes
+from llcjax.stages import Stages
 
 _OWN_MODELS = (MAIN, "one_layer")
 
@@ -36,13 +37,18 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
     folder, found = run.out / "tables", list(results(run))
     met = list(targets(found))
     trained = [one for one in found if one.part in _OWN_MODELS]
+    control = next((one.measured.behaviour for one in trained if one.part != MAIN), None)
     tables: dict[str, list[Row]] = {
         "llc": [row for one in found for row in llc_rows(one)],
         "verdicts": [row for one in found for row in verdict_rows(one)],
         "stages": stage_rows(all_stages(found)),
         "falls": falls(found),
         "targets": met,
-        "events": [{"part": one.part, **row} for one in trained for row in events(one.measured.behaviour)],
+        "events": [
+            {"part": one.part, **row}
+            for one in trained
+            for row in events(one.measured.behaviour, control if one.part == MAIN else None)
+        ],
         "known": [_known(one) for one in trained],
         "times": list(time_rows(run)),
     }
@@ -70,14 +76,29 @@ def _known(one: Found) -> Row:
 
 
 def _draw(folder: Path, found: list[Found]) -> None:
-    """Curves of all parts side by side, and of each model its LLC, stages and metrics under the same bands."""
-    curves: dict[str, xr.Dataset] = {one.part: one.table.isel(setting=[0]) for one in found}
-    if len(curves) > 1:
-        plot_regimes(dict(list(curves.items())[:5])).savefig(folder / "parts.png", dpi=110)
+    """Curves side by side, those of local chains apart; each with its stages; and metrics under such bands.
+
+    Metrics of the main model lie under the stages of its local chains where there are such.
+    """
+    curves: dict[str, dict[str, xr.Dataset]] = {"parts": {}, "local": {}}
     for one in found:
+        curves["local" if one.part in LOCAL_PARTS else "parts"][one.part] = one.table.isel(setting=[0])
+    for name, some in curves.items():
+        if len(some) > 1:
+            plot_regimes(some).savefig(folder / f"{name}.png", dpi=110)
+    bands: dict[str, Stages | None] = {}
+    for one in found:
+        stages = one.stages("gp")
+        bands[one.part] = None if isinstance(stages, str) else stages
+        plot_curve(one.table, one.measured.behaviour, bands[one.part]).savefig(
+            folder / f"curve_{one.part}.png", dpi=110
+        )
+    control = next((one.measured.behaviour for one in found if one.part == "one_layer"), None)
+    for one in found:
+        if one.part == (LOCAL if LOCAL in bands else MAIN):
+            panels = circuit(one.measured.behaviour, control)
+            plot_beside(one.table, panels, bands[one.part]).savefig(folder / "circuit.png", dpi=110)
         if one.part in _OWN_MODELS:
-            stages = one.stages("gp")
-            bands = None if isinstance(stages, str) else stages
-            metrics = one.measured.behaviour
-            plot_curve(one.table, metrics, bands).savefig(folder / f"curve_{one.part}.png", dpi=110)
-            plot_metrics(metrics, bands).savefig(folder / f"metrics_{one.part}.png", dpi=70)
+            local = LOCAL if one.part == MAIN and LOCAL in bands else one.part
+            metrics = one.measured.behaviour.assign_attrs(chance_name=one.table.attrs["chance_name"])
+            plot_metrics(metrics, bands[local]).savefig(folder / f"metrics_{one.part}.png", dpi=70)

@@ -16,9 +16,7 @@ from llcjax.pipelines.regression_analysis import Analyses, analyse
 from llcjax.pipelines.regression_config import GRIDS, PRESETS, RegressionExperiment
 from llcjax.pipelines.regression_parts import MAIN, PARTS
 from llcjax.pipelines.regression_tables import study_tables
-from llcjax.rescale import relative
 from llcjax.tasks.regression import squared_error
-from llcjax.types import LossFn, Params
 
 
 class RegressionRun(ExperimentRun[RegressionExperiment]):
@@ -52,10 +50,6 @@ class RegressionRun(ExperimentRun[RegressionExperiment]):
     def chance(self) -> float:
         """Loss of the zero predictor."""
         return self.experiment.task.chance
-
-    def coordinates(self, bank: CheckpointBank) -> tuple[LossFn, CheckpointBank, Params | None]:
-        """Weights as they are, or in units of each tensor's size."""
-        return relative(self.loss, bank) if self.experiment.coordinates == "relative" else (self.loss, bank, None)
 
     def analyses(self, seed: int, bank: CheckpointBank | SavedBank) -> Analyses:
         """What is measured on one seed beside the LLC, measured where it is not there yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from llcjax.config import SweepConfig
 from llcjax.models.icl_transformer import TransformerConfig
@@ -70,8 +70,6 @@ class RegressionExperiment(ExperimentConfig):
     """Fresh sequences for the metrics."""
     kernels: Kernels = "auto"
     """How blocks are computed: xla, pallas for kernels of our own, or auto, which takes them on a GPU."""
-    coordinates: Literal["weights", "relative"] = "weights"
-    """Units of localization and step size: weights, or weights over the root mean square of their tensor."""
     analysis: AnalysisConfig = dataclasses.field(default_factory=AnalysisConfig)
 
     def __post_init__(self) -> None:
@@ -83,8 +81,6 @@ class RegressionExperiment(ExperimentConfig):
         ExperimentConfig.__post_init__(self)
         if min(self.num_examples, self.num_test_sequences) < 2:
             raise ValueError("num_examples and num_test_sequences must be at least 2.")
-        if self.coordinates not in ("weights", "relative"):
-            raise ValueError(f"coordinates={self.coordinates!r} is unknown; choose weights or relative.")
 
 
 PRESETS: dict[str, RegressionExperiment] = {

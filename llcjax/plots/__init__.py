@@ -3,12 +3,13 @@
 Nothing here touches ``pyplot`` or ``rcParams``, so figures can be made in any thread and without a display;
 save one with ``figure.savefig(path)``. Colours are those of Okabe and Ito (2008), told apart by readers with
 any common colour blindness, and marker shapes repeat what colours say. Training steps are on a logarithmic
-axis that has room for step 0.
+axis that has room for step 0, but for ``plot_beside``.
 """
 
 from matplotlib.figure import Figure
 
 from llcjax.plots.attention import plot_attention
+from llcjax.plots.beside import plot_beside
 from llcjax.plots.calibration import plot_health_maps, plot_llc_maps, plot_sensitivity
 from llcjax.plots.curvature import plot_curvature
 from llcjax.plots.curve import plot_curve, plot_positions, plot_settings, plot_slope
@@ -29,6 +30,7 @@ from llcjax.plots.traces import plot_running_llc, plot_traces
 __all__ = [
     "Figure",
     "plot_attention",
+    "plot_beside",
     "plot_components",
     "plot_components_of_variance",
     "plot_curvature",

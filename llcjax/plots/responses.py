@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from llcjax.plots.axes import step_axis
 from llcjax.plots.style import BLUE, INK, legend_below, new_figure, ordered_colors, plain
 
+_SCALES = ("Blues", "Oranges", "Greens", "Purples", "Reds", "Greys")
+"""Colours of the parts of a model, each from light to dark."""
+
 
 def plot_components(estimates: xr.Dataset) -> Figure:
     """Draw the refined LLC of every component, against the training step or, with one checkpoint, as bars.
+
+    Curves of one part of the model, as ``block_0/attention``, have one hue and their own name at their end.
 
     Args:
         estimates: what ``llcjax.estimates`` returns for a sweep over components.
@@ -40,12 +47,40 @@ def plot_components(estimates: xr.Dataset) -> Figure:
     figure, (axes,) = new_figure(1, 1, height=4.2)
     steps = ordered["checkpoint"].values
     step_axis(axes, steps)
-    for name, color, values, errors in zip(names, ordered_colors(len(names)), llc, error, strict=True):
+    groups = [name.rpartition("/")[0] or name for name in names]
+    for name, color, values, errors in zip(groups, _hues(groups), llc, error, strict=True):
         axes.plot(steps, values, color=color, lw=1.3, marker=".", ms=3, label=name)
         axes.fill_between(steps, values - 1.96 * errors, values + 1.96 * errors, color=color, alpha=0.12, lw=0)
+    heights = _apart(llc[:, -1], 0.032 * np.subtract(*axes.get_ylim()[::-1]))
+    for name, color, height in zip(names, _hues(groups), heights, strict=True):
+        at = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+        axes.annotate(name.rpartition("/")[2], (axes.get_xlim()[1], height), color=color, fontsize=7.5, **at)
     axes.set(xlabel="training step", ylabel="refined LLC")
-    legend_below(figure, axes)
+    legend_below(figure, axes, num_columns=4)
     return figure
+
+
+def _hues(groups: list[str]) -> list[Any]:
+    """A colour for every member of a group: one hue a group, from dark to light."""
+    distinct, colors = list(dict.fromkeys(groups)), []
+    for place, name in enumerate(groups):
+        scale = matplotlib.colormaps[_SCALES[distinct.index(name) % len(_SCALES)]]
+        fraction = groups[:place].count(name) / max(groups.count(name) - 1, 1)
+        colors.append(scale(0.95 - 0.45 * fraction))
+    return colors
+
+
+def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Heights moved as little as it takes to lie ``gap`` apart, in their order.
+
+    >>> _apart(np.array([1.0, 0.0, 1.0]), 0.5).tolist()
+    [0.75, 0.0, 1.25]
+    """
+    order = np.argsort(heights, kind="stable")
+    offsets = gap * np.arange(len(heights))
+    # Without the offsets this is isotonic regression: the nearest heights that do not descend.
+    moved = isotonic_regression(np.asarray(heights, float)[order] - offsets).x + offsets
+    return moved[np.argsort(order)]
 
 
 def plot_matrix(

@@ -79,7 +79,7 @@ def write_report(
         figures=Path(out_dir) / "figures",
         sweep=sweep,
         estimates=estimates.assign_attrs(chance_name=chance_name),
-        metrics=metrics,
+        metrics=None if metrics is None else metrics.assign_attrs(chance_name=chance_name),
         further=further or {},
         paths=paths,
         curvature=curvature,
