@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from llcjax import plots, report
 from llcjax.curve_verdict import curve_verdict
@@ -192,6 +193,24 @@ def test_regimes_share_a_figure_with_colours_for_regimes_and_shapes_for_verdicts
         plots.plot_regimes({"a": example_estimates(FEW, num_settings=3)})
     with pytest.raises(ValueError, match="has 0 curves"):
         plots.plot_regimes({})
+
+
+def test_names_of_components_stand_apart_at_the_ends_of_their_lines():
+    """One that broke at the end has no name there; fifty take the height of the axes, in the order of their values."""
+    steps, count = [0, 10], 50
+    llc = np.stack([np.zeros(count), np.r_[np.linspace(1, 1.1, count - 1), np.nan]])
+    names = [f"block_{index // 25}/head_{index % 25}" for index in range(count)]
+    table = xr.Dataset(
+        {"llc": (("checkpoint", "setting"), llc), "llc_stderr": (("checkpoint", "setting"), 0 * llc)},
+        coords={"checkpoint": steps, "component": ("setting", names)},
+    )
+    (axes,) = plots.plot_components(table).axes
+    written = [(text.get_text(), text.xy[1]) for text in axes.texts]
+    assert [name for name, _ in written] == [name.partition("/")[2] for name in names[:-1]]
+    heights = np.array([height for _, height in written])
+    low, high = axes.get_ylim()
+    assert (np.diff(heights) > 0.9 * (high - low) / count).all() and heights.min() >= low and heights.max() <= high
+    assert set(axes.get_legend_handles_labels()[1]) == {"block_0", "block_1"}
 
 
 def test_measures_lie_beside_the_llc_on_a_linear_axis():

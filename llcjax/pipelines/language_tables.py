@@ -58,7 +58,7 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
             tables[f"repeats_{one.part}"] = dataset_rows(one.measured.repeats, {})
     for name, rows in tables.items():
         write_rows(folder / f"{name}.csv", rows)
-    _draw(folder, found)
+    _draw(folder, found, control)
     return folder, met
 
 
@@ -75,7 +75,7 @@ def _known(one: Found) -> Row:
     return {"part": one.part, **losses, "bigram_floor": one.measured.behaviour.attrs["bigram_floor"], **facts}
 
 
-def _draw(folder: Path, found: list[Found]) -> None:
+def _draw(folder: Path, found: list[Found], control: xr.Dataset | None) -> None:
     """Curves side by side, those of local chains apart; each with its stages; and metrics under such bands.
 
     Metrics of the main model lie under the stages of its local chains where there are such.
@@ -93,7 +93,6 @@ def _draw(folder: Path, found: list[Found]) -> None:
         plot_curve(one.table, one.measured.behaviour, bands[one.part]).savefig(
             folder / f"curve_{one.part}.png", dpi=110
         )
-    control = next((one.measured.behaviour for one in found if one.part == "one_layer"), None)
     for one in found:
         if one.part == (LOCAL if LOCAL in bands else MAIN):
             panels = circuit(one.measured.behaviour, control)

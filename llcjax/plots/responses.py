@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
@@ -51,10 +52,7 @@ def plot_components(estimates: xr.Dataset) -> Figure:
     for name, color, values, errors in zip(groups, _hues(groups), llc, error, strict=True):
         axes.plot(steps, values, color=color, lw=1.3, marker=".", ms=3, label=name)
         axes.fill_between(steps, values - 1.96 * errors, values + 1.96 * errors, color=color, alpha=0.12, lw=0)
-    heights = _apart(llc[:, -1], 0.032 * np.subtract(*axes.get_ylim()[::-1]))
-    for name, color, height in zip(names, _hues(groups), heights, strict=True):
-        at = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(name.rpartition("/")[2], (axes.get_xlim()[1], height), color=color, fontsize=7.5, **at)
+    _name_ends(axes, [name.rpartition("/")[2] for name in names], _hues(groups), llc[:, -1])
     axes.set(xlabel="training step", ylabel="refined LLC")
     legend_below(figure, axes, num_columns=4)
     return figure
@@ -68,6 +66,21 @@ def _hues(groups: list[str]) -> list[Any]:
         fraction = groups[:place].count(name) / max(groups.count(name) - 1, 1)
         colors.append(scale(0.95 - 0.45 * fraction))
     return colors
+
+
+def _name_ends(axes: Axes, names: list[str], colors: list[Any], heights: np.ndarray) -> None:
+    """Writes names at the right of the axes beside the ends of their lines, or as near as they can be read."""
+    ended = np.flatnonzero(np.isfinite(heights))
+    if not ended.size:
+        return
+    low, high = axes.get_ylim()
+    share = min(0.032, 1 / ended.size)
+    places = _apart(heights[ended], share * (high - low))
+    places += max(low - places.min(), 0) + min(high - places.max(), 0)
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for index, place in zip(ended, places, strict=True):
+        at, size = (axes.get_xlim()[1], place), 7.5 * share / 0.032
+        axes.annotate(names[index], at, xytext=(6, 0), color=colors[index], fontsize=size, **style)
 
 
 def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
