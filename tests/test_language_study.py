@@ -212,7 +212,7 @@ def test_events_are_where_curves_have_half_of_their_change():
                          coords={"checkpoint": steps}, attrs={"bigram_floor": 2.0})  # fmt: skip
     found = {row["event"]: (row["head"], row["step"], round(row["change"], 6)) for row in events(metrics)}
     assert found == {
-        "bigrams": ("", 10, 0.1), "positions": ("", 30, 1.0), "previous-token head": ("1:1", 20, 0.7),
+        "bigrams": ("", 10, 0.1), "positions": ("", 30, 1.0), "previous-token head": ("1:1", 20, 0.8),
         "prefix-matching head": ("2:1", 30, 0.5), "in-context learning": ("", 30, 0.9),
     }  # fmt: skip
     assert best_head(metrics, "previous_token")[0] == "1:1"
@@ -224,7 +224,7 @@ def test_events_are_where_curves_have_half_of_their_change():
 def test_events_of_many_checkpoints_do_not_hang_on_one_of_them():
     steps = np.arange(300)
     icl = np.where(steps < 200, 0.0, -1.0)
-    icl[50] = -0.9
+    icl[50], icl[-1] = -0.9, -2.5
     bigram = np.abs(steps - 10) / 100 + 2.0
     flat = np.zeros(300)
     curves = {"bigram_score": bigram, "test_loss": flat, "test_loss_no_positions": flat, "icl_3_32": icl,

@@ -169,6 +169,17 @@ def test_intervals_of_the_estimates_win_over_the_standard_error():
     assert np.allclose(interval(wide)[0], curve["llc"] - 9)
 
 
+def test_a_control_tells_whether_the_loss_holds_the_chains():
+    table = example_estimates()
+    assert "Does the loss hold the chains?" not in dict(report.summary_lines(table))
+    rise = table["mean_loss"] - table["init_loss"]
+    for factor, answer in ((1.05, "Hardly: "), (4.0, "Yes: ")):
+        lines = dict(report.summary_lines(table.assign(prior_loss=table["init_loss"] + factor * abs(rise))))
+        assert lines["Does the loss hold the chains?"].startswith(answer)
+    lines = dict(report.summary_lines(table.assign(prior_loss=table["init_loss"] - 1)))
+    assert "cannot be told" in lines["Does the loss hold the chains?"]
+
+
 def test_figures_leave_the_global_state_alone():
     plots.plot_curve(example_estimates(), example_metrics(), example_stages())
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()

@@ -163,6 +163,7 @@ PRESETS: dict[str, LanguageExperiment] = {
             num_draws=200,
             batch_size=100,
             baseline="dataset",
+            num_control_draws=64,
             precision="bf16",
             chains_at_once=4,
         ),

@@ -42,11 +42,22 @@ def heads(metrics: xr.Dataset, score: str) -> xr.DataArray:
     )
 
 
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """A curve of more than 100 checkpoints by its running median over a fiftieth of them; a shorter one as it is.
+
+    Example:
+        >>> smoothed(np.array([0.0, 0.0, 9.0])).tolist(), smoothed(np.array([0.0] * 199 + [9.0])).max()
+        ([0.0, 0.0, 9.0], np.float64(0.0))
+    """
+    return median_filter(values, 2 * (len(values) // 100) + 1, mode="mirror")
+
+
 def best_head(metrics: xr.Dataset, score: str) -> tuple[str, np.ndarray]:
-    """The head with the largest score over training, and the score of the best head at every checkpoint."""
+    """The head whose smoothed score is largest over training, and this score at every checkpoint."""
     scores = heads(metrics, score)
-    best = int(np.argmax(scores.values.max(1)))
-    return str(scores["head"].values[best]), scores.values.max(0)
+    curves = np.stack([smoothed(values) for values in scores.values])
+    best = int(np.argmax(curves.max(1)))
+    return str(scores["head"].values[best]), curves[best]
 
 
 def events(metrics: xr.Dataset, control: xr.Dataset | None = None) -> list[Row]:
@@ -54,10 +65,10 @@ def events(metrics: xr.Dataset, control: xr.Dataset | None = None) -> list[Row]:
 
     `bigrams` is where the model is nearest to the bigram table. The others are where a curve first has half of its
     largest change since then (what moves before is how frequent the tokens of these places are): the loss that
-    ablating positions costs, the scores of the best head at each checkpoint (`head` names the best over training), and
-    the (falling) in-context learning score. That score counts all use of distant tokens, also what one layer can do;
-    with a control, metrics of one layer on the same rows, the fall below its score is an event too. Curves of more
-    than 100 checkpoints are smoothed first, by a running median over a fiftieth of them.
+    ablating positions costs, the scores of the head that is best over training (`head`), and the (falling) in-context
+    learning score. That score counts all use of distant tokens, also what one layer can do;
+    with a control, metrics of one layer at the same steps on the same rows, the fall below its score is an event too.
+    Curves are `smoothed` first.
     """
     steps = metrics["checkpoint"].values
     bigram = metrics["bigram_score"].values
@@ -68,13 +79,13 @@ def events(metrics: xr.Dataset, control: xr.Dataset | None = None) -> list[Row]:
         "prefix-matching head": best_head(metrics, "prefix_matching"),
         "in-context learning": ("", -metrics[icl].values),
     }
-    if control is not None and control.sizes["checkpoint"] == len(steps):
+    if control is not None and np.array_equal(control["checkpoint"].values, steps):
         curves[BEYOND] = ("", (control[icl] - metrics[icl]).values)
     nearest = int(bigram.argmin())
     above = float(bigram[nearest] - metrics.attrs["bigram_floor"])
     rows: list[Row] = [{"event": "bigrams", "head": "", "step": int(steps[nearest]), "change": above}]
     for event, (head, values) in curves.items():
-        change = median_filter(values, 2 * (len(values) // 100) + 1, mode="nearest")[nearest:]
+        change = smoothed(values)[nearest:]
         change = change - change[0]
         half = int(np.argmax(change >= change.max() / 2))
         rows.append({"event": event, "head": head, "step": int(steps[nearest + half]), "change": float(change.max())})

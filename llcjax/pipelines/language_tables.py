@@ -76,11 +76,12 @@ def _known(one: Found) -> Row:
 
 
 def _draw(folder: Path, found: list[Found], control: xr.Dataset | None) -> None:
-    """Curves side by side, those of local chains apart; each with its stages; and metrics under such bands.
+    """Curves of the first seed side by side, those of local chains apart; each with its stages; metrics under such.
 
     Metrics of the main model lie under the stages of its local chains where there are such.
     """
     curves: dict[str, dict[str, xr.Dataset]] = {"parts": {}, "local": {}}
+    found = [one for one in found if one.seed == found[0].seed]
     for one in found:
         curves["local" if one.part in LOCAL_PARTS else "parts"][one.part] = one.table.isel(setting=[0])
     for name, some in curves.items():

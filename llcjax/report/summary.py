@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from llcjax.stages import Stages
 
 
+FREE = 0.8
+"""Share of the rise of the loss under the localisation prior alone from which on the loss hardly holds the chains."""
+
+
 def summary_lines(estimates: xr.Dataset, stages: Stages | None = None, *, setting: int = 0) -> list[tuple[str, str]]:
     """Return the answers at the top of the page as (question, sentence) pairs in plain text."""
     curve = one_setting(estimates, setting)
+    held = _held_sentence(curve)
     return [
         ("Can I trust it?", curve_verdict(curve).sentence),
         ("What is the curve?", curve_sentence(curve)),
         ("Where are the stages?", _stage_sentence(stages)),
         ("Did the sampler stay local?", _basin_sentence(curve)),
+        *([("Does the loss hold the chains?", held)] if held else []),
     ]
 
 
@@ -69,6 +75,26 @@ def _stage_sentence(stages: Stages | None) -> str:
         f"{stage.name} ({kinds.get(stage.kind, stage.kind)}) up to {round(stage.end):,}" for stage in stages.stages
     ]
     return f"{len(parts)} stages, by steps at which they end: {', '.join(parts)}."
+
+
+def _held_sentence(curve: xr.Dataset) -> str | None:
+    """Return how the chains differ from draws of the localisation prior, where such a control was made."""
+    if "prior_loss" not in curve:
+        return None
+    rise, prior = (curve[name].values - curve["init_loss"].values for name in ("mean_loss", "prior_loss"))
+    known = np.isfinite(rise) & (prior > 0)
+    if not known.any():
+        return "Draws from the localisation prior have no higher loss than w*, so this cannot be told."
+    share = float(np.median(rise[known] / prior[known]))
+    middle = (
+        f"at the median checkpoint their loss rises by {share:.0%} of what draws from the localisation prior alone do"
+    )
+    if share < FREE:
+        return f"Yes: {middle}."
+    return (
+        f"Hardly: {middle}, so that the LLC is little but n_beta times the rise of the loss under Gaussian noise of "
+        "the localisation's width (a sharpness at that scale); raise n_beta or lower localization."
+    )
 
 
 def _basin_sentence(curve: xr.Dataset) -> str:
