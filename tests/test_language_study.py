@@ -121,6 +121,15 @@ def test_a_sweep_is_made_again_bit_for_bit_and_its_folder_is_its_own(swept, tmp_
     assert "another config" in capsys.readouterr().err
 
 
+def test_a_bank_of_other_rows_is_said(swept, tmp_path):
+    bank, said = str(swept.out / "banks" / "seed_0"), []
+    for seed in (0, 1):
+        experiment = dataclasses.replace(TINY, bank=bank, split_seed=seed)
+        LanguageRun(experiment, tmp_path / str(seed), progress=False, say=said.append)
+    (sentence,) = said
+    assert "was trained with other rows than this experiment has" in sentence and bank in sentence
+
+
 @pytest.mark.slow
 def test_a_report_is_made_again(study, capsys):
     run, *_ = study

@@ -121,11 +121,22 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
             imported = self._loaded[experiment.sweep_seeds[0]] = import_bank(experiment.bank)
             check_fits(imported, jax.eval_shape(self.init, as_key(0)))
             check_finite(imported)
+            self._compare(imported)
         if purpose == "calibrate":
             check_all_but("sweep", self.out, self._config(), self._completed)
         if purpose != "forecast":
             claimed = self.out / "calibration" if purpose == "calibrate" else self.out
             processes.first_alone(lambda: claim(claimed, self._config(), self._completed))
+
+    def _compare(self, imported: CheckpointBank) -> None:
+        """Says where a bank from elsewhere was trained on something else than this experiment trains on."""
+        here = self.training().facts
+        other = [name for name, fact in here.items() if name in imported.config and imported.config[name] != fact]
+        if other:
+            self.say(
+                f"bank={self.experiment.bank!r} was trained with other {' and '.join(other)} than this experiment has; "
+                "unless that is meant, give it those of its training."
+            )
 
     # What is particular to an experiment.
 
