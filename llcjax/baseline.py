@@ -112,7 +112,7 @@ def write_prior_losses(job: Job, store: SweepStore) -> None:
     means = np.zeros((len(job.bank), len(settings)), np.float32)
     for column, setting in enumerate(settings):
         for row in range(len(job.bank)):
-            anchor = job.bank.checkpoint(row)
+            anchor = jax.device_put(job.bank.checkpoint(row))  # once, not with every draw
             part, place = job.part(column), job.row_of_setting[column]
             means[row, column] = np.mean(
                 [draw(job.source.arrays, key, anchor, part, place, setting.localization) for key in control_keys]

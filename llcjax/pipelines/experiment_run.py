@@ -132,7 +132,7 @@ class ExperimentRun(abc.ABC, Generic[Experiment]):
         """Says where a bank from elsewhere was trained on something else than this experiment trains on."""
         here = self.training().facts
         other = [name for name, fact in here.items() if name in imported.config and imported.config[name] != fact]
-        if other:
+        if other and processes.is_first():
             self.say(
                 f"bank={self.experiment.bank!r} was trained with other {' and '.join(other)} than this experiment has; "
                 "unless that is meant, give it those of its training."

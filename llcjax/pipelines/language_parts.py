@@ -11,6 +11,9 @@ from llcjax.pipelines.language_config import LanguageExperiment
 MAIN = "two_layers"
 """Name of the first part: the model, in the paper's setting where the preset is the paper's."""
 
+CONTROL = "one_layer"
+"""Name of the part that cannot copy."""
+
 LOCAL = "calibrated"
 """Name of the part whose chains are local, on the rows and in the units of the first part."""
 
@@ -79,5 +82,5 @@ PARTS: dict[str, Part] = {
     "relative": Part("local chains, localisation in units of each tensor's size", _relative, False),
     "held_out": Part("local chains on rows that training never saw", _held_out, False),
     "dip": Part("20 chains at 12 checkpoints across LM2 to LM4", _dip, False),
-    "one_layer": Part("the control: one layer, which cannot copy", _one_layer, True),
+    CONTROL: Part("the control: one layer, which cannot copy", _one_layer, True),
 }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import xarray as xr
 from scipy.ndimage import median_filter
 
-from llcjax.pipelines.experiment_results import Found, Row
-from llcjax.pipelines.language_parts import MAIN
+from llcjax.pipelines.experiment_results import Found, Row, StageKey
+from llcjax.pipelines.language_parts import CONTROL, MAIN
+from llcjax.stages import Stages
 
 ORDER = (
     ("bigrams", "positions"),
@@ -60,33 +61,41 @@ def best_head(metrics: xr.Dataset, score: str) -> tuple[str, np.ndarray]:
     return str(scores["head"].values[best]), curves[best]
 
 
+def part_of(found: list[Found], part: str) -> Found | None:
+    """The first seed of a part, where it is finished."""
+    return next((one for one in found if one.part == part), None)
+
+
+def _in_context(metrics: xr.Dataset) -> xr.DataArray:
+    """The in-context learning score, whose name says which tokens it compares."""
+    return metrics[next(str(name) for name in metrics.data_vars if str(name).startswith("icl_"))]
+
+
 def events(metrics: xr.Dataset, control: xr.Dataset | None = None) -> list[Row]:
     """One row an event: the step at which it happens, and the size of the change.
 
     `bigrams` is where the model is nearest to the bigram table. The others are where a curve first has half of its
     largest change since then (what moves before is how frequent the tokens of these places are): the loss that
     ablating positions costs, the scores of the head that is best over training (`head`), and the (falling) in-context
-    learning score. That score counts all use of distant tokens, also what one layer can do;
-    with a control, metrics of one layer at the same steps on the same rows, the fall below its score is an event too.
-    Curves are `smoothed` first.
+    learning score. That score counts all use of distant tokens, also what one layer can do; with a control, metrics of
+    one layer at the same steps on the same rows, the fall below its score is an event too. Curves are `smoothed` first.
     """
     steps = metrics["checkpoint"].values
     bigram = metrics["bigram_score"].values
-    icl = next(str(name) for name in metrics.data_vars if str(name).startswith("icl_"))
+    in_context = _in_context(metrics)
     curves = {
-        "positions": ("", (metrics["test_loss_no_positions"] - metrics["test_loss"]).values),
+        "positions": ("", smoothed((metrics["test_loss_no_positions"] - metrics["test_loss"]).values)),
         "previous-token head": best_head(metrics, "previous_token"),
         "prefix-matching head": best_head(metrics, "prefix_matching"),
-        "in-context learning": ("", -metrics[icl].values),
+        "in-context learning": ("", smoothed(-in_context.values)),
     }
     if control is not None and np.array_equal(control["checkpoint"].values, steps):
-        curves[BEYOND] = ("", (control[icl] - metrics[icl]).values)
+        curves[BEYOND] = ("", smoothed((_in_context(control) - in_context).values))
     nearest = int(bigram.argmin())
     above = float(bigram[nearest] - metrics.attrs["bigram_floor"])
     rows: list[Row] = [{"event": "bigrams", "head": "", "step": int(steps[nearest]), "change": above}]
     for event, (head, values) in curves.items():
-        change = smoothed(values)[nearest:]
-        change = change - change[0]
+        change = values[nearest:] - values[nearest]
         half = int(np.argmax(change >= change.max() / 2))
         rows.append({"event": event, "head": head, "step": int(steps[nearest + half]), "change": float(change.max())})
     return rows
@@ -110,10 +119,9 @@ def circuit(metrics: xr.Dataset, control: xr.Dataset | None = None) -> dict[str,
     if "k_composition" in metrics and after.startswith("2:"):
         pair = {"earlier_head": int(before[2:]) - 1, "later_head": int(after[2:]) - 1}
         scores[f"K-composition of {before} and {after}"] = metrics["k_composition"].isel(pair)
-    icl = next(str(name) for name in metrics.data_vars if str(name).startswith("icl_"))
-    learned = {"two layers": metrics[icl]}
+    learned = {"two layers": _in_context(metrics)}
     if control is not None:
-        learned["one layer"] = control[icl]
+        learned["one layer"] = _in_context(control)
     return {
         "scores of heads": scores,
         "in-context\nlearning, nats": learned,
@@ -123,8 +131,7 @@ def circuit(metrics: xr.Dataset, control: xr.Dataset | None = None) -> dict[str,
 
 def targets(found: list[Found]) -> Iterator[Row]:
     """What the model and its control must show, at the first seed of each."""
-    main = next((one for one in found if one.part == MAIN), None)
-    control = next((one for one in found if one.part == "one_layer"), None)
+    main, control = part_of(found, MAIN), part_of(found, CONTROL)
     if main is None:
         return
     metrics = main.measured.behaviour
@@ -156,13 +163,14 @@ def _target(name: str, value: float, lower: float, upper: float) -> Row:
     return {"target": name, "value": value, "lower": lower, "upper": upper, "met": met}
 
 
-def falls(found: list[Found]) -> list[Row]:
+def falls(all_of: Mapping[StageKey, Stages | str]) -> list[Row]:
     """Stages in which the LLC falls while the loss falls (type B), of every part: the answer may be none."""
     rows = []
-    for one in found:
-        stages = one.stages("gp")
+    for (part, seed, setting, method), stages in all_of.items():
+        if setting or method != "gp":
+            continue
         if isinstance(stages, str):
-            rows.append({"part": one.part, "seed": one.seed, "stages": stages, "falls": ""})
+            rows.append({"part": part, "seed": seed, "stages": stages, "falls": ""})
             continue
         table = stages.table()
         down = [row for row in table if row["kind"] == "B" and (row["delta_loss"] is None or row["delta_loss"] < 0)]
@@ -170,5 +178,5 @@ def falls(found: list[Found]) -> list[Row]:
             f"{row['name']} to {row['end']:,.0f}: {row['delta_value']:+.3g} +- {row['delta_value_stderr']:.2g}"
             for row in down
         )
-        rows.append({"part": one.part, "seed": one.seed, "stages": str(len(table)), "falls": listed or "none"})
+        rows.append({"part": part, "seed": seed, "stages": str(len(table)), "falls": listed or "none"})
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import xarray as xr
@@ -19,13 +20,11 @@ from llcjax.pipelines.experiment_results import (
 )
 from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.pipelines.language_config import PUBLISHED_BOUNDARIES
-from llcjax.pipelines.language_parts import LOCAL, LOCAL_PARTS, MAIN
-from llcjax.pipelines.language_results import circuit, events, falls, targets
+from llcjax.pipelines.language_parts import CONTROL, LOCAL, LOCAL_PARTS, MAIN
+from llcjax.pipelines.language_results import circuit, events, falls, part_of, targets
 from llcjax.pipelines.run_folder import write_rows
 from llcjax.plots import plot_beside, plot_curve, plot_metrics, plot_regimes
 from llcjax.stages import Stages
-
-_OWN_MODELS = (MAIN, "one_layer")
 
 
 def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
@@ -35,14 +34,15 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
         The folder, and the rows of `targets.csv`: which of the expectations are met.
     """
     folder, found = run.out / "tables", list(results(run))
-    met = list(targets(found))
-    trained = [one for one in found if one.part in _OWN_MODELS]
-    control = next((one.measured.behaviour for one in trained if one.part != MAIN), None)
+    met, stages = list(targets(found)), all_stages(found)
+    trained = [one for one in found if one.part in (MAIN, CONTROL)]
+    one_layer = part_of(found, CONTROL)
+    control = None if one_layer is None else one_layer.measured.behaviour
     tables: dict[str, list[Row]] = {
         "llc": [row for one in found for row in llc_rows(one)],
         "verdicts": [row for one in found for row in verdict_rows(one)],
-        "stages": stage_rows(all_stages(found)),
-        "falls": falls(found),
+        "stages": stage_rows(stages),
+        "falls": falls(stages),
         "targets": met,
         "events": [
             {"part": one.part, **row}
@@ -58,7 +58,9 @@ def study_tables(run: ExperimentRun) -> tuple[Path, list[Row]]:
             tables[f"repeats_{one.part}"] = dataset_rows(one.measured.repeats, {})
     for name, rows in tables.items():
         write_rows(folder / f"{name}.csv", rows)
-    _draw(folder, found, control)
+    first = [one for one in found if one.seed == found[0].seed]
+    bands = {one.part: stages[one.part, one.seed, 0, "gp"] for one in first}
+    _draw(folder, first, {part: None if isinstance(one, str) else one for part, one in bands.items()}, control)
     return folder, met
 
 
@@ -75,30 +77,24 @@ def _known(one: Found) -> Row:
     return {"part": one.part, **losses, "bigram_floor": one.measured.behaviour.attrs["bigram_floor"], **facts}
 
 
-def _draw(folder: Path, found: list[Found], control: xr.Dataset | None) -> None:
-    """Curves of the first seed side by side, those of local chains apart; each with its stages; metrics under such.
+def _draw(folder: Path, found: list[Found], bands: Mapping[str, Stages | None], control: xr.Dataset | None) -> None:
+    """Curves of one seed side by side, those of local chains apart; each with its stages; metrics under such.
 
     Metrics of the main model lie under the stages of its local chains where there are such.
     """
     curves: dict[str, dict[str, xr.Dataset]] = {"parts": {}, "local": {}}
-    found = [one for one in found if one.seed == found[0].seed]
     for one in found:
         curves["local" if one.part in LOCAL_PARTS else "parts"][one.part] = one.table.isel(setting=[0])
     for name, some in curves.items():
         if len(some) > 1:
             plot_regimes(some).savefig(folder / f"{name}.png", dpi=110)
-    bands: dict[str, Stages | None] = {}
     for one in found:
-        stages = one.stages("gp")
-        bands[one.part] = None if isinstance(stages, str) else stages
-        plot_curve(one.table, one.measured.behaviour, bands[one.part]).savefig(
-            folder / f"curve_{one.part}.png", dpi=110
-        )
-    for one in found:
+        curve = plot_curve(one.table, one.measured.behaviour, bands[one.part])
+        curve.savefig(folder / f"curve_{one.part}.png", dpi=110)
         if one.part == (LOCAL if LOCAL in bands else MAIN):
             panels = circuit(one.measured.behaviour, control)
             plot_beside(one.table, panels, bands[one.part]).savefig(folder / "circuit.png", dpi=110)
-        if one.part in _OWN_MODELS:
+        if one.part in (MAIN, CONTROL):
             local = LOCAL if one.part == MAIN and LOCAL in bands else one.part
             metrics = one.measured.behaviour.assign_attrs(chance_name=one.table.attrs["chance_name"])
             plot_metrics(metrics, bands[local]).savefig(folder / f"metrics_{one.part}.png", dpi=70)

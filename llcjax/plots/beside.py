@@ -11,8 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from llcjax.plots.axes import short_step
 from llcjax.plots.bands import draw_stages
-from llcjax.plots.regimes import COLORS
-from llcjax.plots.style import legend_below, legend_inside, new_figure, plain
+from llcjax.plots.style import COLORS, legend_below, legend_inside, new_figure, plain
 from llcjax.plots.verdicts import draw_estimates, limit_to_trusted
 from llcjax.selection import one_setting
 

@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llcjax.plots.axes import set_limits, step_axis
-from llcjax.plots.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, legend_below, new_figure, plain
+from llcjax.plots.style import COLORS, GREY, INK, legend_below, new_figure, plain
 from llcjax.plots.verdicts import STYLES
 from llcjax.selection import interval, severity
-
-COLORS = (ORANGE, BLUE, GREEN, PURPLE, SKY)
 
 
 def plot_regimes(regimes: Mapping[str, xr.Dataset], metrics: xr.Dataset | None = None) -> Figure:

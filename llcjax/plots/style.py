@@ -12,6 +12,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, INK, GREY = "#AA4499", "#56B4E9", "#222222", "#8A8A8A"
+COLORS = (ORANGE, BLUE, GREEN, PURPLE, SKY)
+"""Of lines that have no order, side by side in one figure."""
 WIDTH = 9.6  # inches
 DOTS_PER_INCH = 150
 
