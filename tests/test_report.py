@@ -206,6 +206,15 @@ def test_regimes_share_a_figure_with_colours_for_regimes_and_shapes_for_verdicts
         plots.plot_regimes({})
 
 
+def test_an_initialisation_far_below_leaves_the_scale_of_regimes_alone():
+    low = example_estimates(FEW).isel(setting=0).copy(deep=True)
+    low["llc"][0], low["verdict"][0] = -1000.0, "not_minimum"
+    axes = plots.plot_regimes({"low": low}).axes[0]
+    assert axes.get_ylim()[0] > -100
+    (arrow,) = [line for line in axes.get_lines() if line.get_label() == "off the scale"]
+    assert arrow.get_xdata().tolist() == [float(low["checkpoint"][0])] and arrow.get_marker() == "v"
+
+
 def test_names_of_components_stand_apart_at_the_ends_of_their_lines():
     """One that broke at the end has no name there; fifty take the height of the axes, in the order of their values."""
     steps, count = [0, 10], 50

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from llcjax.plots.axes import set_limits, step_axis
 from llcjax.plots.style import COLORS, GREY, INK, legend_below, new_figure, plain
-from llcjax.plots.verdicts import STYLES
+from llcjax.plots.verdicts import OFF_SCALE_VERDICTS, STYLES, mark_off_scale
 from llcjax.selection import interval, severity
 
 
@@ -49,7 +49,11 @@ def plot_regimes(regimes: Mapping[str, xr.Dataset], metrics: xr.Dataset | None =
     for (name, curve), color in zip(curves.items(), COLORS, strict=False):
         _draw_regime(axes, curve, name, color)
     _name_markers(axes, curves)
-    set_limits(axes, np.concatenate([[0.0], *(curve["llc"].values for curve in curves.values())]))
+    steps, values, verdicts = (
+        np.concatenate([curve[name].values for curve in curves.values()]) for name in ("checkpoint", "llc", "verdict")
+    )
+    set_limits(axes, np.r_[0.0, values[~np.isin(verdicts.astype(str), OFF_SCALE_VERDICTS)]], values)
+    mark_off_scale(axes, steps, values)
     axes.set(xlabel="training step", ylabel="LLC")
     legend_below(figure, axes, loss_axes, num_columns=4)
     return figure

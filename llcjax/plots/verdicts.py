@@ -26,6 +26,8 @@ STYLES: dict[str, tuple[str, str, bool]] = {
 }
 SCALE_VERDICTS = ("ok", "noisy")
 """Verdicts of the checkpoints that set the scale of an axis."""
+OFF_SCALE_VERDICTS = ("not_minimum", "diverged", "failed")
+"""Verdicts whose values say nothing about the scale of an LLC, even where there are no others."""
 
 
 def draw_by_verdict(
@@ -62,7 +64,13 @@ def limit_to_trusted(axes: Axes, curve: xr.Dataset) -> None:
     lower, upper = interval(curve)
     core = trusted(curve, verdicts=SCALE_VERDICTS)
     steps, values = curve["checkpoint"].values, curve["llc"].values
-    bottom, top = set_limits(axes, np.r_[lower[core], upper[core], 0.0], values)
+    set_limits(axes, np.r_[lower[core], upper[core], 0.0], values)
+    mark_off_scale(axes, steps, values)
+
+
+def mark_off_scale(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    """Draw an arrow on the edge for every value outside the y limits."""
+    bottom, top = axes.get_ylim()
     for beyond, height, marker in ((values > top, 0.985, "^"), (values < bottom, 0.015, "v")):
         if beyond.any():
             style: dict[str, Any] = {"color": RED, "ms": 7, "mfc": "none", "label": "off the scale"}
