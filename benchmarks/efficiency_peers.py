@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 def replicates() -> tuple[int, int]:
     """Chains of llcjax, in one launch, and of devinterp, one after another."""
-    return (16, 16) if device() == "cpu" else (128, 32)
+    return (16, 16) if device() == "cpu" else (128, 128)
 
 
 def deep_linear(toy: bool) -> Case:

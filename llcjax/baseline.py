@@ -106,17 +106,19 @@ def write_prior_losses(job: Job, store: SweepStore) -> None:
     count, settings = job.config.num_control_draws, job.settings
     if not count or store.holds("prior_loss"):
         return
-    draw = jax.jit(functools.partial(_prior_loss, job))
+    mean = jax.jit(functools.partial(_prior_loss, job))
     root = keys.chain_key(job.base, "control", 0, 0)
     control_keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(count))
     means = np.zeros((len(job.bank), len(settings)), np.float32)
-    for column, setting in enumerate(settings):
-        for row in range(len(job.bank)):
-            anchor = jax.device_put(job.bank.checkpoint(row))  # once, not with every draw
-            part, place = job.part(column), job.row_of_setting[column]
-            means[row, column] = np.mean(
-                [draw(job.source.arrays, key, anchor, part, place, setting.localization) for key in control_keys]
-            )
+    for row in range(len(job.bank)):
+        anchor = jax.device_put(job.bank.checkpoint(row))
+        seen: dict[tuple[int, int, float], float] = {}  # settings that differ in n_beta or step size share a prior
+        for column, setting in enumerate(settings):
+            place = (int(job.table_of_setting[column]), int(job.row_of_setting[column]), float(setting.localization))
+            if place not in seen:
+                part = job.part(column)
+                seen[place] = float(mean(job.source.arrays, control_keys, anchor, part, place[1], place[2]))
+            means[row, column] = seen[place]
     store.put("prior_loss", GROUP, means)
 
 
@@ -134,15 +136,18 @@ def write_probe_losses(job: Job, store: SweepStore) -> None:
 
 
 def _prior_loss(
-    job: Job, arrays: Any, key: PRNGKey, anchor: Params, part: Part, component: Array, localization: Array
+    job: Job, arrays: Any, control_keys: PRNGKey, anchor: Params, part: Part, component: Array, localization: Array
 ) -> Array:
-    """Loss of one draw from the prior on one batch."""
-    position_key, batch_key = jax.random.split(key)
+    """Mean loss of as many draws from the prior as there are keys, each on a batch of its own."""
     slices = part if isinstance(part, Slices) else None
     start = anchor if slices is None else slices.take(anchor, component)
     mask = part if slices is None else slices.valid(anchor, component)
     posterior = LocalPosterior(job.loss_fn, start, 0.0, localization, 0.0, job.config.box, mask)
-    drawn = prior_start(position_key, posterior)
-    params = drawn if slices is None else slices.insert(anchor, component, drawn)
-    batch = draw_batch(arrays, job.source.draw, job.config.batch_size, batch_key)
-    return posterior.loss(params, batch).mean
+
+    def loss_of_draw(key: PRNGKey) -> Array:
+        position_key, batch_key = jax.random.split(key)
+        drawn = prior_start(position_key, posterior)
+        params = drawn if slices is None else slices.insert(anchor, component, drawn)
+        return posterior.loss(params, draw_batch(arrays, job.source.draw, job.config.batch_size, batch_key)).mean
+
+    return jnp.mean(jax.lax.map(loss_of_draw, control_keys))

@@ -31,6 +31,9 @@ TRAINED = 0.9
 """A checkpoint is trained if L(w*) is below this share of chance; nearer to it, chance tells nothing about w*."""
 LOST = 0.5
 """Share of the way from L(w*) to chance; chains of a trained checkpoint that rise further have left its basin."""
+FREE = 0.8
+"""Share of the way from L(w*) to the loss of draws from the localisation prior from which on it is the prior that holds
+the chains, and hardly the loss."""
 
 
 class Verdict(NamedTuple):
@@ -47,9 +50,27 @@ def is_trained(init_loss: Any, chance: float) -> Any:
     return init_loss < chance - (1 - TRAINED) * abs(chance)
 
 
-def lift(init_loss: Any, mean_loss: Any, chance: float) -> Any:
+def lift(init_loss: Any, mean_loss: Any, chance: Any) -> Any:
     """How far the sampled loss is on the way from L(w*) to chance: 0 at L(w*), 1 at chance, negative below L(w*)."""
     return (mean_loss - init_loss) / (chance - init_loss)
+
+
+def free_share(table: xr.Dataset) -> xr.DataArray:
+    """How far the sampled loss rises, as a share of how far draws from the localisation prior alone rise.
+
+    Where it is near 1 the loss does not shape the chains at all, and the LLC is n_beta times the rise of the loss under
+    Gaussian noise of standard deviation 1 / sqrt(localization): a sharpness at one scale.
+
+    Args:
+        table: estimates of a sweep with `num_control_draws`.
+
+    Returns:
+        `(checkpoint, setting)`; NaN where the checkpoint is not trained, or draws from the prior do not rise.
+    """
+    init, prior = table["init_loss"], table["prior_loss"]
+    chance = table.attrs.get("chance")
+    known = np.isfinite(init) if chance is None else is_trained(init, float(chance))
+    return lift(init, table["mean_loss"], prior).where(known & (prior > init))
 
 
 def judge(sweep: xr.Dataset, estimate: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -68,6 +68,25 @@ def test_steps_too_large_and_too_small_are_told_apart(result):
     assert judged["local"].values[:, small].all()
 
 
+def test_the_control_tells_how_far_the_loss_holds_the_chains(result, bank):
+    """On a quadratic of curvature 1 chains rise by localization / (n_beta + localization) of what its prior does."""
+    calibration, _ = result
+    one, here = (data.isel(setting=calibration.chosen) for data in (calibration.table, calibration.judged))
+    gamma = float(one["localization"])
+    # 32 draws of half a chi-square of 6 have a standard error of sqrt(3 / 32) / 3 = 10%.
+    assert one["prior_loss"].values == pytest.approx(3 / gamma, rel=0.4)
+    assert here["free_share"].values == pytest.approx(gamma / (50 + gamma), rel=0.5)
+    assert any(reason.startswith("held by the loss") for reason in calibration.reasons)
+    alike = calibration.table["prior_loss"].values[:, calibration.table["localization"].values == gamma]
+    assert np.ptp(alike, axis=1).tolist() == [0, 0]  # one prior, whatever n_beta and step size are
+    tight = dataclasses.replace(GRID, localization=1000.0, step_size=(5e-5, 1.5e-4), num_control_draws=1000)
+    held = calibrate(quadratic, bank, None, tight, chance=3.0)
+    assert held.judged["free_share"].values == pytest.approx(1000 / 1050, rel=0.1)
+    assert any("2 of 2 checkpoints the localisation alone holds" in reason for reason in held.reasons)
+    free = calibrate(quadratic, bank, None, dataclasses.replace(GRID, localization=0.0), chance=3.0)
+    assert np.isnan(free.judged["free_share"].values).all()  # no localisation has no prior
+
+
 def test_chains_from_both_sides_meet(result):
     calibration, out = result
     bracket = calibration.bracket

@@ -176,6 +176,12 @@ def test_a_control_tells_whether_the_loss_holds_the_chains():
     for factor, answer in ((1.05, "Hardly: "), (4.0, "Yes: ")):
         lines = dict(report.summary_lines(table.assign(prior_loss=table["init_loss"] + factor * abs(rise))))
         assert lines["Does the loss hold the chains?"].startswith(answer)
+    factor = xr.where(table["checkpoint"] >= STEPS[-3], 1.0, 4.0)
+    mixed = table.assign(prior_loss=table["init_loss"] + factor * abs(rise))
+    answer = dict(report.summary_lines(mixed))["Does the loss hold the chains?"]
+    assert answer.startswith("In part: ") and "at 3 of " in answer and "a sharpness" in answer
+    (control,) = [line for line in plots.plot_mean_loss(mixed).axes[0].get_lines() if "prior" in str(line.get_label())]
+    assert control.get_ydata().tolist() == mixed["prior_loss"].values[:, 0].tolist()
     lines = dict(report.summary_lines(table.assign(prior_loss=table["init_loss"] - 1)))
     assert "cannot be told" in lines["Does the loss hold the chains?"]
 

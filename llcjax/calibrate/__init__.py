@@ -6,7 +6,8 @@ whose LLCs are the same (`llcjax.sensitivity.same_llc`). What is asked of the re
 checkpoint (L(w*) below 0.9 of chance):
 
 1. It is sound, and lies on a plateau in step size: otherwise the number belongs to the step size, not to the network.
-2. Among those, in this order: fewest checkpoints at which the chains walk downhill; a plateau in localization at as
+2. Among those, in this order: fewest checkpoints at which the chains walk downhill; fewest at which the localisation
+   alone holds them, so that their loss rises nearly as that of draws from its prior; a plateau in localization at as
    many checkpoints as any other; the smallest localization, which looks farthest; the smallest relative error.
 
 With a target acceptance (`llcjax.calibrate.warmup`) only step sizes that have it are recommended.

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from llcjax.estimators import kept_draws
 from llcjax.sensitivity import neighbors, same_llc
 from llcjax.types import GROUP
-from llcjax.verdicts import RHAT_LIMIT, is_trained, lift
+from llcjax.verdicts import RHAT_LIMIT, free_share, is_trained, lift
 
 LIFT_LIMIT = 0.2
 """Largest rise of the loss, as a share of the way from L(w*) to chance, at which chains count as local."""
@@ -38,6 +38,7 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
 
     Returns:
         `(checkpoint, setting)`: `lift` = (mean loss - L(w*)) / (chance - L(w*)), NaN where chance is not known;
+        `free_share`, the same with draws from the localisation prior in the place of chance, NaN without them;
         `acceptance`, the mean MALA acceptance, NaN where it was not recorded; and the booleans `alive`, `local`,
         `mixed`, `unbiased`, `sound` (all of these), `step_plateau`, `localization_plateau`. `trained (checkpoint)`.
     """
@@ -61,6 +62,7 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(
         {
             "lift": (GROUP, risen),
+            "free_share": (GROUP, _free_share(table)),
             "acceptance": (GROUP, _acceptance(facts, table)),
             **{name: (GROUP, values) for name, values in criteria.items()},
             "sound": (GROUP, sound),
@@ -70,6 +72,12 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
         },
         coords=table.coords,
     )
+
+
+def _free_share(table: xr.Dataset) -> np.ndarray:
+    if "prior_loss" not in table:
+        return np.full(table["llc"].shape, np.nan)
+    return free_share(table).transpose(*GROUP).values
 
 
 def _anchor_loss(facts: xr.Dataset) -> np.ndarray:

@@ -10,6 +10,9 @@ import xarray as xr
 from llcjax import checks
 from llcjax.config import SweepConfig
 
+CONTROL_DRAWS = 32
+"""Draws from the localisation prior at each checkpoint and localization of a grid."""
+
 
 def check_configs(configs: tuple[SweepConfig, ...], target_acceptance: float | None) -> None:
     """Refuses grids that cannot be joined.
@@ -38,11 +41,19 @@ def check_configs(configs: tuple[SweepConfig, ...], target_acceptance: float | N
         )
 
 
-def with_acceptance(config: SweepConfig) -> SweepConfig:
-    """The config with the acceptance of a few dozen moves a chain, where the sampler is SGLD."""
-    if config.sampler != "sgld" or config.acceptance_every:
-        return config
-    return dataclasses.replace(config, acceptance_every=max(config.num_draws // 20, 1))
+def with_measures(config: SweepConfig) -> SweepConfig:
+    """The config with what a judgement wants beside the chains, where they do not have it.
+
+    That is the acceptance of a few dozen moves a chain, where the sampler is SGLD, and the loss of draws from the
+    localisation prior, where there is one.
+    """
+    every = max(config.num_draws // 20, 1) if config.sampler == "sgld" else 0
+    control = CONTROL_DRAWS if min(config.localization) > 0 else 0
+    return dataclasses.replace(
+        config,
+        acceptance_every=config.acceptance_every or every,
+        num_control_draws=config.num_control_draws or control,
+    )
 
 
 def grid_name(config: SweepConfig, warmed: bool) -> str:

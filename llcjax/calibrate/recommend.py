@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Bool
 
 from llcjax.calibrate.criteria import CRITERIA, at_all
-from llcjax.verdicts import TRAINED
+from llcjax.verdicts import FREE, TRAINED
 
 
 def recommend(
@@ -37,7 +37,8 @@ def _rank(one: xr.Dataset, judged: xr.Dataset) -> tuple[float, ...]:
     trained = judged["trained"].values
     downhill = (one["verdict"].values[trained] == "not_minimum").sum()
     no_plateau = (~judged["localization_plateau"].values[trained]).sum()
-    return float(downhill), float(no_plateau), float(one["localization"]), _relative_error(one, trained)
+    free = (judged["free_share"].values[trained] >= FREE).sum()
+    return float(downhill), float(free), float(no_plateau), float(one["localization"]), _relative_error(one, trained)
 
 
 def _relative_error(one: xr.Dataset, trained: np.ndarray) -> float:
@@ -61,6 +62,8 @@ def _reasons(table: xr.Dataset, judged: xr.Dataset, best: int, counted: str) -> 
     if np.isfinite(here["lift"].values).any():
         most = np.nanmax(here["lift"].values)
         reasons.append(f"local: the loss rises by at most {most:.0%} of the way to chance at {count} checkpoints.")
+    if np.isfinite(here["free_share"].values[trained]).any():
+        reasons.append(_held_reason(here["free_share"].values[trained]))
     reasons.append(f"mixed: R-hat is at most {one['rhat'].values[trained].max():.3f}.")
     if np.isfinite(here["acceptance"].values).any():
         reasons.append(f"acceptance: MALA would accept {np.nanmin(here['acceptance'].values):.0%} of moves or more.")
@@ -71,6 +74,19 @@ def _reasons(table: xr.Dataset, judged: xr.Dataset, best: int, counted: str) -> 
         reasons.append(f"at {downhill} of {count} checkpoints the chains walk downhill: these are no minima.")
     reasons.append(f"precision: standard errors average {_relative_error(one, trained):.1%} of the LLC.")
     return tuple(reasons)
+
+
+def _held_reason(share: np.ndarray) -> str:
+    """Whether the loss holds the chains, or the localisation alone does."""
+    known = share[np.isfinite(share)]
+    free = int((known >= FREE).sum())
+    rise = f"of the rise of draws from the localisation prior alone, up to {known.max():.0%}"
+    if not free:
+        return f"held by the loss: it rises by {np.median(known):.0%} (median) {rise}."
+    return (
+        f"at {free} of {known.size} checkpoints the localisation alone holds the chains, whose loss has {FREE:.0%} or "
+        f"more {rise}: there the LLC is a sharpness at the scale of the localisation; try a larger n_beta."
+    )
 
 
 def _localization_reason(flat: int, count: int) -> str:

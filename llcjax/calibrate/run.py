@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from llcjax import checks, show
 from llcjax.calibrate.bracket import Bracket, bracket_reason, two_sided
 from llcjax.calibrate.criteria import CRITERIA, at_all, judge_settings
-from llcjax.calibrate.grids import check_configs, config_of, grid_name, joined, with_acceptance
+from llcjax.calibrate.grids import check_configs, config_of, grid_name, joined, with_measures
 from llcjax.calibrate.looks import Subject, anchor_losses, spread_checkpoints
 from llcjax.calibrate.recommend import recommend
 from llcjax.calibrate.warmup import NEIGHBORS, WarmUp, around, warm_up
@@ -35,7 +35,7 @@ class Calibration:
     table: xr.Dataset
     """Its estimates."""
     judged: xr.Dataset
-    """`lift`, `acceptance` and the criteria, each `(checkpoint, setting)`; `trained (checkpoint)`."""
+    """`lift`, `free_share`, `acceptance` and the criteria, each `(checkpoint, setting)`; `trained (checkpoint)`."""
     chosen: int | None
     """Index of the recommended setting."""
     recommended: SweepConfig | None
@@ -117,7 +117,7 @@ def calibrate(
         first = next(one for one in configs if one.sampler == "sgld")
         warmup = warm_up(subject, first, target_acceptance)
         grids = (*around(first, warmup), *(one for one in configs if one is not first))
-    parts = [subject.sweep(with_acceptance(one), grid_name(one, warmup is not None)) for one in grids]
+    parts = [subject.sweep(with_measures(one), grid_name(one, warmup is not None)) for one in grids]
     facts = joined(parts, grids)
     table = joined([estimates(part) for part in parts], grids)
     judged = judge_settings(facts, table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from llcjax.pipelines.experiment_config import selected_steps
 from llcjax.pipelines.experiment_run import ExperimentRun
 from llcjax.selection import checkpoint_columns, checkpoint_variables, one_setting, verdict_counts
 from llcjax.stages import Stages, llc_stages
+from llcjax.verdicts import FREE, free_share
 
 Row = dict[str, Any]
 StageKey = tuple[str, int, int, str]
@@ -75,7 +77,11 @@ def key_names(key: StageKey) -> Row:
 
 
 def verdict_rows(one: Found) -> Iterator[Row]:
-    """One row a setting: its verdicts, its largest R-hat, and how many checkpoints' chains rose above chance."""
+    """One row a setting: its verdicts, its largest R-hat, and how many checkpoints' chains rose above chance.
+
+    `held_by_prior` counts the trained checkpoints whose chains rise as draws from the localisation prior alone do; NaN
+    where no such draws were made.
+    """
     for curve, names in _curves(one):
         counts = verdict_counts(curve)
         others = "; ".join(f"{count} {name}" for name, count in counts.items() if name != "ok")
@@ -90,6 +96,7 @@ def verdict_rows(one: Found) -> Iterator[Row]:
             "largest_mean_loss": float(curve["mean_loss"].max()),
             "chance": chance,
             "above_chance": int(rose.sum()),
+            "held_by_prior": int((free_share(curve) >= FREE).sum()) if "prior_loss" in curve else math.nan,
         }
 
 
@@ -103,10 +110,10 @@ def _curves(one: Found) -> Iterator[tuple[xr.Dataset, Row]]:
 
 def llc_rows(one: Found) -> Iterator[Row]:
     """One row a setting and checkpoint."""
-    wanted = ("llc", "llc_stderr", "rhat", "mean_loss", "init_loss")
+    wanted = ("llc", "llc_stderr", "rhat", "mean_loss", "init_loss", "prior_loss")
     for curve, names in _curves(one):
         for index, step in enumerate(curve["checkpoint"].values):
-            numbers = {name: float(curve[name].values[index]) for name in wanted if name in curve}
+            numbers = {name: float(curve[name].values[index]) if name in curve else math.nan for name in wanted}
             verdict = str(curve["verdict"].values[index])
             yield {**names, "step": int(step), **numbers, "verdict": verdict}
 

@@ -98,7 +98,7 @@ class LanguageExperiment(ExperimentConfig):
 _SMALL_MODEL = AttentionOnlyConfig(num_heads=4, model_width=64, num_tokens=64, vocabulary=512)
 _SMALL_SWEEP = SweepConfig(
     n_beta=(30.0,), localization=(1000.0,), step_size=(1e-4,), num_chains=4, num_draws=80, num_burnin_steps=40,
-    batch_size=16, draws_per_chunk=40,
+    batch_size=16, draws_per_chunk=40, num_control_draws=32,
 )  # fmt: skip
 """What the presets for 2 cores share."""
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from llcjax.plots.axes import chance_name, set_limits, step_axis
 from llcjax.plots.bands import draw_stages
-from llcjax.plots.style import BLUE, INK, RED, legend_below, new_figure, set_title
+from llcjax.plots.style import BLUE, GREEN, INK, RED, legend_below, new_figure, set_title
 from llcjax.plots.verdicts import SCALE_VERDICTS, draw_by_verdict
 from llcjax.selection import one_setting, trusted
 from llcjax.verdicts import RHAT_LIMIT
@@ -29,7 +29,8 @@ def plot_mean_loss(
     """Draw the mean loss of the draws with the loss at w* and that of the zero predictor.
 
     Chains that stay near w* have a mean loss near that of w*. Chains at or above ``chance`` have lost what
-    the network had learned; their LLC measures how far the loss can rise, not the geometry around w*.
+    the network had learned; their LLC measures how far the loss can rise, not the geometry around w*. Chains at the
+    loss of draws from the localisation prior, which is drawn where it was measured, are held by that prior alone.
 
     Args:
         estimates: what ``llcjax.estimates`` returns.
@@ -46,10 +47,13 @@ def plot_mean_loss(
     axes.plot(steps, drawn, color=BLUE, lw=0.8, label="mean sampled loss, by verdict:")
     draw_by_verdict(axes, steps, drawn, curve["verdict"].values)
     axes.plot(steps, start, color=INK, lw=1.4, marker=".", ms=4, label="loss at w*")
+    prior = curve["prior_loss"].values if "prior_loss" in curve else np.full(len(steps), math.nan)
+    if np.isfinite(prior).any():
+        axes.plot(steps, prior, color=GREEN, lw=1.2, ls=":", label="draws from the localisation prior alone")
     if chance is not None:
         axes.axhline(chance, color=RED, lw=1.2, ls="--", label=chance_name(estimates.attrs))
     core = drawn[trusted(curve, "mean_loss", SCALE_VERDICTS)]
-    set_limits(axes, np.r_[start, core, math.nan if chance is None else chance])
+    set_limits(axes, np.r_[start, core, math.nan if chance is None else chance], prior[np.isfinite(prior)])
     axes.set(xlabel="training step", ylabel="loss")
     draw_stages(axes, stages, names="full")
     legend_below(figure, axes)

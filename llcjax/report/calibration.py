@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llcjax.calibrate import Bracket, Calibration, WarmUp
 
 HEADER = (
-    "setting", "n_beta", "localization", "step size", "LLC", "R-hat, most", "acceptance", "rise, most", "verdict",
-    "sound", "stable",
+    "setting", "n_beta", "localization", "step size", "LLC", "R-hat, most", "acceptance", "rise, most",
+    "of prior's rise", "verdict", "sound", "stable",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def calibration_rows(calibration: Calibration) -> list[list[str]]:
                 number(_most(one["rhat"].values[trained]), ".2f"),
                 number(_mean(here["acceptance"].values[trained]), ".0%"),
                 number(_most(here["lift"].values[trained]), ".0%"),
+                number(_most(here["free_share"].values[trained]), ".0%"),
                 max(one["verdict"].values[trained].astype(str), key=severity),
                 f"{int(here['sound'].values[trained].sum())} of {int(trained.sum())}",
                 "yes" if stable else "step size" if here["step_plateau"].values[trained].all() else "no",
@@ -120,8 +121,14 @@ def _health_maps(folder: Path, calibration: Calibration) -> str:
 
 
 def _settings(calibration: Calibration) -> str:
-    body = markup.table(HEADER, calibration_rows(calibration), text_columns=(0, 4, 8, 9, 10), verdict_column=8)
-    return body + "<p class='small'>* recommended. LLCs are in the order of the steps above.</p>"
+    verdict = HEADER.index("verdict")
+    words = (0, HEADER.index("LLC"), *range(verdict, len(HEADER)))
+    body = markup.table(HEADER, calibration_rows(calibration), text_columns=words, verdict_column=verdict)
+    return (
+        body + "<p class='small'>* recommended. LLCs are in the order of the steps above. Of prior's rise: the rise of "
+        "the loss as a share of that of draws from the localization prior alone; near 100% the loss does not hold the "
+        "chains, and the LLC is a sharpness at the scale of the localization.</p>"
+    )
 
 
 def _warmup(warmup: WarmUp | None) -> str:

@@ -10,14 +10,10 @@ import xarray as xr
 from llcjax.curve_verdict import curve_verdict
 from llcjax.report.formats import plus_minus
 from llcjax.selection import one_setting, setting_label, trusted
-from llcjax.verdicts import LOST, is_trained, lift
+from llcjax.verdicts import FREE, LOST, free_share, is_trained, lift
 
 if TYPE_CHECKING:
     from llcjax.stages import Stages
-
-
-FREE = 0.8
-"""Share of the rise of the loss under the localisation prior alone from which on the loss hardly holds the chains."""
 
 
 def summary_lines(estimates: xr.Dataset, stages: Stages | None = None, *, setting: int = 0) -> list[tuple[str, str]]:
@@ -81,19 +77,25 @@ def _held_sentence(curve: xr.Dataset) -> str | None:
     """Return how the chains differ from draws of the localisation prior, where such a control was made."""
     if "prior_loss" not in curve:
         return None
-    rise, prior = (curve[name].values - curve["init_loss"].values for name in ("mean_loss", "prior_loss"))
-    known = np.isfinite(rise) & (prior > 0)
-    if not known.any():
-        return "Draws from the localisation prior have no higher loss than w*, so this cannot be told."
-    share = float(np.median(rise[known] / prior[known]))
+    share = free_share(curve)
+    share = share[np.isfinite(share.values)]
+    if share.size == 0:
+        return "Draws from the localisation prior have no higher loss than a trained w*, so this cannot be told."
+    free = share.values >= FREE
     middle = (
-        f"at the median checkpoint their loss rises by {share:.0%} of what draws from the localisation prior alone do"
+        f"at the median checkpoint their loss rises by {np.median(share.values):.0%} of what draws from the "
+        "localisation prior alone do"
     )
-    if share < FREE:
-        return f"Yes: {middle}."
+    if not free.any():
+        return f"Yes: {middle}, and nowhere by {FREE:.0%} or more."
+    worst = share[int(np.argmax(share.values))]
+    where = f"at {free.sum()} of {free.size} trained checkpoints by {FREE:.0%} or more"
+    most = f"most at step {int(worst['checkpoint']):,}, {float(worst):.0%}"
+    answer = "Hardly" if np.median(share.values) >= FREE else "In part"
     return (
-        f"Hardly: {middle}, so that the LLC is little but n_beta times the rise of the loss under Gaussian noise of "
-        "the localisation's width (a sharpness at that scale); raise n_beta or lower localization."
+        f"{answer}: {middle}, and {where} ({most}). There the LLC is little but n_beta times the rise of the loss "
+        "under Gaussian noise of the localisation's width (a sharpness at that scale); raise n_beta or lower "
+        "localization."
     )
 
 

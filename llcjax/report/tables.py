@@ -39,7 +39,7 @@ def write_tables(
 
 def _llc_rows(estimates: xr.Dataset) -> list[list[Any]]:
     settings = [name for name in ("n_beta", "localization", "step_size") if name in estimates.coords]
-    wanted = ("llc", "llc_stderr", "rhat", "ess_bulk", "mean_loss", "init_loss", "verdict")
+    wanted = ("llc", "llc_stderr", "rhat", "ess_bulk", "mean_loss", "init_loss", "prior_loss", "verdict")
     names = [name for name in wanted if name in estimates]
     parts = ["component"] if "component" in estimates.coords else []
     rows: list[list[Any]] = [["step", *parts, *settings, *names]]
