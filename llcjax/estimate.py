@@ -17,7 +17,7 @@ from llcjax.estimators import estimates, kept_draws
 from llcjax.keys import as_key
 from llcjax.sweep import sweep
 from llcjax.types import LossFn, Params, PRNGKey
-from llcjax.verdicts import Verdict
+from llcjax.verdicts import Verdict, free_share
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,9 @@ class LLCEstimate:
     """L(w*), on the batches of the draws or on all examples."""
     mean_loss: float
     """Mean sampled loss."""
+    free_share: float
+    """Rise of the loss as a share of that of draws from the localisation prior alone: near 1 the loss does not hold the
+    chains (`llcjax.verdicts.free_share`); NaN without `num_control_draws`."""
     n_beta: float
     """The n_beta that was used."""
 
@@ -57,6 +60,8 @@ class LLCEstimate:
             "loss at w*, sampled": f"{self.init_loss:.4g}, {self.mean_loss:.4g}",
             "n_beta": f"{self.n_beta:.4g}",
         }
+        if math.isfinite(self.free_share):
+            rows["share of the rise of draws from the localization prior"] = f"{self.free_share:.0%}"
         return show.table(rows)
 
     def __str__(self) -> str:
@@ -96,6 +101,7 @@ def estimate_llc(
     mask: Params | None = None,
     baseline: Baseline = "paired",
     num_baseline_batches: int | None = None,
+    num_control_draws: int = 0,
     precision: Precision = "highest",
     chance: float | None = None,
     progress: bool = False,
@@ -123,6 +129,7 @@ def estimate_llc(
         mask: pytree of booleans: True is sampled, False stays at w* (the refined LLC of those parameters).
         baseline: `paired` subtracts L(w*) on the batch of each draw, `dataset` L(w*) on all examples.
         num_baseline_batches: batches for `baseline="dataset"` where data is a function.
+        num_control_draws: draws from the localisation prior alone, to tell whether the loss holds the chains.
         precision: of matrix products on accelerators.
         chance: loss of a trivial predictor, to tell whether the chains left the basin.
         progress: shows a progress bar.
@@ -162,10 +169,12 @@ def estimate_llc(
         batch_size=batch_size,
         baseline=baseline,
         num_baseline_batches=num_baseline_batches,
+        num_control_draws=num_control_draws,
         precision=precision,
     )
     result = sweep(loss_fn, bank_of(params), data, config, key=as_key(key), mask=mask, chance=chance, progress=progress)
     table = estimates(result).isel(checkpoint=0, setting=0)
+    share = float(free_share(table)) if "prior_loss" in table else math.nan
     return LLCEstimate(
         llc=float(table["llc"]),
         stderr=float(table["llc_stderr"]),
@@ -177,5 +186,6 @@ def estimate_llc(
         loss_trace=result["loss"].isel(checkpoint=0, setting=0, draw=kept_draws(result)).values,
         init_loss=float(table["init_loss"]),
         mean_loss=float(table["mean_loss"]),
+        free_share=share,
         n_beta=config.n_beta[0],
     )

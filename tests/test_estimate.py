@@ -33,6 +33,20 @@ def test_fields_and_their_shapes():
     assert 1.0 < r.llc < 3.5
 
 
+def test_a_control_tells_whether_the_loss_holds_the_chains():
+    """On curvature 1 chains rise by localization / (n_beta + localization) of what draws from its prior do."""
+    settings = {"key": 0, "step_size": 1e-4, "localization": 100.0, "num_draws": 2000, "num_burnin_steps": 200}
+    for n_beta in (900.0, 10.0):
+        r = estimate_llc(_bowl, jnp.zeros(20), None, n_beta=n_beta, num_control_draws=1000, **settings)
+        assert r.free_share == pytest.approx(100 / (n_beta + 100), rel=0.15)
+        assert "share of the rise" in r._repr_html_()
+    assert np.isnan(estimate_llc(_bowl, jnp.zeros(20), None, n_beta=900.0, **settings).free_share)
+
+
+def _bowl(w, _):
+    return 0.5 * jnp.sum(w**2)
+
+
 def test_scalar_per_example_and_weighted_losses_agree():
     def results(loss):
         return estimate_llc(loss, BEST, (X, Y), batch_size=32, **COMMON).llc
