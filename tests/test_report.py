@@ -191,6 +191,15 @@ def test_figures_leave_the_global_state_alone():
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
+def test_a_legend_is_never_wider_than_its_figure():
+    table = example_estimates()
+    names = {f"a regime with quite a long name, number {number}": table for number in range(4)}
+    figure = plots.plot_regimes(names)
+    (legend,) = figure.legends
+    assert 0 < legend.get_window_extent().width <= figure.bbox.width
+    assert len(legend.get_texts()) >= 5
+
+
 def test_regimes_share_a_figure_with_colours_for_regimes_and_shapes_for_verdicts():
     tables = {"published $x$": troubled_estimates(), "local": example_estimates(FEW).isel(setting=0)}
     figure = plots.plot_regimes(tables, example_metrics())

@@ -49,7 +49,7 @@ def plot_mean_loss(
     axes.plot(steps, start, color=INK, lw=1.4, marker=".", ms=4, label="loss at w*")
     prior = curve["prior_loss"].values if "prior_loss" in curve else np.full(len(steps), math.nan)
     if np.isfinite(prior).any():
-        axes.plot(steps, prior, color=GREEN, lw=1.2, ls=":", label="draws from the localisation prior alone")
+        axes.plot(steps, prior, color=GREEN, lw=1.2, ls=":", label="draws from the prior alone")
     if chance is not None:
         axes.axhline(chance, color=RED, lw=1.2, ls="--", label=chance_name(estimates.attrs))
     core = drawn[trusted(curve, "mean_loss", SCALE_VERDICTS)]

@@ -64,10 +64,15 @@ def legend_inside(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, *all_axes: Axes, num_columns: int = 5) -> None:
-    """Put one legend for all axes under the figure, where it covers no data."""
-    if entries := _entries(*all_axes):
-        style: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8.5, "frameon": False}
-        figure.legend(list(entries.values()), list(entries), ncols=num_columns, **style)
+    """Put one legend for all axes under the figure, where it covers no data, in as many columns as are not cut off."""
+    if not (entries := _entries(*all_axes)):
+        return
+    style: dict[str, Any] = {"loc": "outside lower center", "fontsize": 8.5, "frameon": False}
+    for columns in range(num_columns, 0, -1):
+        legend = figure.legend(list(entries.values()), list(entries), ncols=columns, **style)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _entries(*all_axes: Axes) -> dict[str, Any]:
