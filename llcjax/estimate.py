@@ -174,7 +174,6 @@ def estimate_llc(
     )
     result = sweep(loss_fn, bank_of(params), data, config, key=as_key(key), mask=mask, chance=chance, progress=progress)
     table = estimates(result).isel(checkpoint=0, setting=0)
-    share = float(free_share(table)) if "prior_loss" in table else math.nan
     return LLCEstimate(
         llc=float(table["llc"]),
         stderr=float(table["llc_stderr"]),
@@ -186,6 +185,6 @@ def estimate_llc(
         loss_trace=result["loss"].isel(checkpoint=0, setting=0, draw=kept_draws(result)).values,
         init_loss=float(table["init_loss"]),
         mean_loss=float(table["mean_loss"]),
-        free_share=share,
+        free_share=float(free_share(table)),
         n_beta=config.n_beta[0],
     )

@@ -62,11 +62,14 @@ def free_share(table: xr.Dataset) -> xr.DataArray:
     Gaussian noise of standard deviation 1 / sqrt(localization): a sharpness at one scale.
 
     Args:
-        table: estimates of a sweep with `num_control_draws`.
+        table: estimates; of a sweep with `num_control_draws`, or nothing is known.
 
     Returns:
-        `(checkpoint, setting)`; NaN where the checkpoint is not trained, or draws from the prior do not rise.
+        `(checkpoint, setting)`; NaN where the checkpoint is not trained, or draws from the prior do not rise, or none
+        were made.
     """
+    if "prior_loss" not in table:
+        return xr.full_like(table["llc"], np.nan)
     init, prior = table["init_loss"], table["prior_loss"]
     chance = table.attrs.get("chance")
     known = np.isfinite(init) if chance is None else is_trained(init, float(chance))

@@ -62,7 +62,7 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(
         {
             "lift": (GROUP, risen),
-            "free_share": (GROUP, _free_share(table)),
+            "free_share": (GROUP, free_share(table).transpose(*GROUP).values),
             "acceptance": (GROUP, _acceptance(facts, table)),
             **{name: (GROUP, values) for name, values in criteria.items()},
             "sound": (GROUP, sound),
@@ -72,12 +72,6 @@ def judge_settings(facts: xr.Dataset, table: xr.Dataset) -> xr.Dataset:
         },
         coords=table.coords,
     )
-
-
-def _free_share(table: xr.Dataset) -> np.ndarray:
-    if "prior_loss" not in table:
-        return np.full(table["llc"].shape, np.nan)
-    return free_share(table).transpose(*GROUP).values
 
 
 def _anchor_loss(facts: xr.Dataset) -> np.ndarray:

@@ -47,13 +47,13 @@ def plot_mean_loss(
     axes.plot(steps, drawn, color=BLUE, lw=0.8, label="mean sampled loss, by verdict:")
     draw_by_verdict(axes, steps, drawn, curve["verdict"].values)
     axes.plot(steps, start, color=INK, lw=1.4, marker=".", ms=4, label="loss at w*")
-    prior = curve["prior_loss"].values if "prior_loss" in curve else np.full(len(steps), math.nan)
-    if np.isfinite(prior).any():
+    prior = curve["prior_loss"].values if "prior_loss" in curve else np.empty(0)
+    if prior.size:
         axes.plot(steps, prior, color=GREEN, lw=1.2, ls=":", label="draws from the prior alone")
     if chance is not None:
         axes.axhline(chance, color=RED, lw=1.2, ls="--", label=chance_name(estimates.attrs))
     core = drawn[trusted(curve, "mean_loss", SCALE_VERDICTS)]
-    set_limits(axes, np.r_[start, core, math.nan if chance is None else chance], prior[np.isfinite(prior)])
+    set_limits(axes, np.r_[start, core, math.nan if chance is None else chance], prior)
     axes.set(xlabel="training step", ylabel="loss")
     draw_stages(axes, stages, names="full")
     legend_below(figure, axes)
