@@ -40,7 +40,7 @@ from llcjax.trees import num_params
 NUM_CHAINS = 4
 NUM_DRAWS = {
     "cpu": {"toy": (1500, 20_000), "mlp": (150, 500), "regression": (16, 16)},
-    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (100, 2000), "language": (25, 100)},
+    "gpu": {"toy": (2000, 20_000), "mlp": (500, 10_000), "regression": (100, 2000), "language": (25, 200)},
 }
 """Device -> workload -> draws of sides that loop over the steps in Python, and of those that compile the loop."""
 
@@ -65,8 +65,8 @@ OURS: Mapping[str, tuple[Ours, ...]] = {
         Ours("128 chains at once, kernels, bf16", "regression-pallas-bf16", "bf16", 128, 250),
     ),
     "language": (
-        Ours("bf16 activations, kernels", "language-bf16", "bf16", NUM_CHAINS, 100),
-        Ours("float32 activations, kernels, TF32", "language", "tf32", NUM_CHAINS, 100),
+        Ours("bf16 activations, kernels", "language-bf16", "bf16", NUM_CHAINS, 200),
+        Ours("float32 activations, kernels, TF32", "language", "tf32", NUM_CHAINS, 200),
     ),
 }
 """Workload -> those ways."""

@@ -59,7 +59,7 @@ def measure(options: Options) -> Measured:
         flag = f" --xla_force_host_platform_device_count={SIMULATED}"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag  # read when jax first looks for devices
     cpu = jax.default_backend() == "cpu"
-    names, runs, draws = (("toy",), 64, 400) if cpu else (("regression", "regression-pallas-fp16"), 128, 100)
+    names, runs, draws = (("toy",), 64, 400) if cpu else (("regression", "regression-pallas-fp16"), 256, 100)
     names = options.only or names
     if options.toy:
         runs, draws = 16, 3

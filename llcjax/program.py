@@ -126,13 +126,16 @@ class Program:
         key = (name, _shapes(args))
         if key not in self._compiled:
             with self._precision():
-                self._compiled[key] = function.lower(*args).compile()
+                lowered = function.lower(*args)
+                self._compiled[key] = lowered.compile(_compat.compiler_options(lowered, self._platform()))
         return self._compiled[key]
 
-    def _precision(self) -> Any:
+    def _platform(self) -> str:
         platform = self.mesh.devices.flat[0].platform
-        platform = "gpu" if platform in ("cuda", "rocm") else platform
-        return jax.default_matmul_precision(_compat.matmul_precision(self.spec.precision, platform))
+        return "gpu" if platform in ("cuda", "rocm") else platform
+
+    def _precision(self) -> Any:
+        return jax.default_matmul_precision(_compat.matmul_precision(self.spec.precision, self._platform()))
 
 
 def _shapes(args: Any) -> str:

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.lax import DotAlgorithmPreset
 
-from llcjax import trees
+from llcjax import _compat, trees
 from llcjax.models import TransformerConfig, icl_transformer
 from llcjax.models.attention import causal_attention
 from llcjax.models.attention_only import AttentionOnlyConfig, attention_only, attention_only_losses
@@ -229,7 +229,25 @@ def test_the_language_model_gives_the_same_losses_by_kernels():
             np.testing.assert_allclose(one, two, rtol=2e-5, atol=1e-7)
 
 
-def test_cross_entropy_lowers_for_a_gpu():
+def test_the_language_model_by_attention_kernels_is_that_of_plain_jax():
+    config = AttentionOnlyConfig(num_heads=2, model_width=64, num_tokens=128, vocabulary=50)
+    init, _ = attention_only(config)
+    params = init(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), params)
+    tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, 50)
+    found = {}
+    for kernels in ("xla", "pallas"):
+        loss_fn = loss_of_next_tokens(attention_only_losses(config, kernels=kernels))
+        value_and_grad = jax.value_and_grad(lambda p, loss_fn=loss_fn: evaluate(loss_fn, p, tokens).mean)
+        assert str(jax.make_jaxpr(value_and_grad)(params)).count("pallas_call") == (
+            0 if kernels == "xla" else 2 * 3 + 2
+        )
+        found[kernels] = jax.jit(value_and_grad)(params)
+    for (path, one), two in zip(jax.tree.leaves_with_path(found["xla"]), jax.tree.leaves(found["pallas"]), strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-5, atol=2e-6, err_msg=jax.tree_util.keystr(path))
+
+
+def test_cross_entropy_lowers_for_a_gpu_and_leaves_products_to_cublas():
     if jax.__version_info__ >= (0, 11):
         pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
     products = Products(DotAlgorithmPreset.BF16_BF16_F32, interpret=False)
@@ -239,8 +257,11 @@ def test_cross_entropy_lowers_for_a_gpu():
 
     shapes = [((3, 200, 32), "bfloat16"), ((3, 32, 5000), "bfloat16"), ((3, 5000), "float32"), ((3, 200), "int32")]
     arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-    text = jax.jit(jax.vmap(jax.grad(loss))).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__gpu$xla.gpu.triton") == 2
+    lowered = jax.jit(jax.vmap(jax.grad(loss))).trace(*arguments).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("__gpu$xla.gpu.triton") == 2
+    assert _compat.compiler_options(lowered, "gpu") == {"xla_gpu_enable_triton_gemm": False}
+    assert _compat.compiler_options(lowered, "cpu") == {}
+    assert _compat.compiler_options(jax.jit(jnp.sin).lower(1.0), "gpu") == {}
 
 
 INTERPRETED = Products(None, interpret=True)

@@ -117,12 +117,32 @@ class _Attention(nnx.Module):
         )
 
     def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
+        if kernel_products(self.kernels, x_BTD.dtype.name) is not None:
+            return self._in_few_passes(x_BTD, positions_TD)
         with jax.named_scope("qkv"):
             (q_BTHC, k_BTHC), v_BTHC = self._queries_keys(x_BTD, positions_TD), self._in_heads(self.value(x_BTD))
         with jax.named_scope("attention"):
             mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels).reshape(x_BTD.shape)
         with jax.named_scope("output"):
             return self.output(mixed_BTD)
+
+    def _in_few_passes(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
+        """The same where reading rows takes a device longer than mapping them: of four biases one is added to rows.
+
+        A bias of the keys adds the same to all scores of a query, which the softmax takes off again. The weights of a
+        softmax add up to 1, so that the bias of the values can go through the output map to the bias there.
+        """
+        with jax.named_scope("qkv"):
+            placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
+            q_BTHC = self._in_heads(self.query(placed_BTD))
+            k_BTHC, v_BTHC = (
+                self._in_heads(_mapped(part, rows)) for part, rows in ((self.key, placed_BTD), (self.value, x_BTD))
+            )
+        with jax.named_scope("attention"):
+            mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels).reshape(x_BTD.shape)
+        with jax.named_scope("output"):
+            bias_D = _bias(self.value) @ self.output.kernel[...] + _bias(self.output)
+            return _mapped(self.output, mixed_BTD) + bias_D.astype(mixed_BTD.dtype)
 
     def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
         """How much each token attends to itself and to earlier ones, which kernels never write."""
@@ -186,12 +206,10 @@ class _LanguageModel(nnx.Module):
         from llcjax.models.kernels.cross_entropy import linear_cross_entropy  # Pallas loads slowly
 
         normed_ND = self._normed(tokens_BT).reshape(tokens_BT.size, -1)
-        weight_DV, bias_V = self.unembed.kernel[...].astype(self.activations), self.unembed.bias
-        assert bias_V is not None
+        weight_DV, bias_V = self.unembed.kernel[...].astype(self.activations), _bias(self.unembed)
         with jax.named_scope("unembed"):
-            return linear_cross_entropy(products, normed_ND, weight_DV, bias_V[...], labels_BT.reshape(-1)).reshape(
-                labels_BT.shape
-            )
+            losses_N = linear_cross_entropy(products, normed_ND, weight_DV, bias_V, labels_BT.reshape(-1))
+            return losses_N.reshape(labels_BT.shape)
 
     def _normed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What is mapped to logits."""
@@ -214,6 +232,16 @@ class _LanguageModel(nnx.Module):
         return jnp.stack([
             block.pattern(x_BTD, positions_TD) for block, x_BTD in zip(self.blocks, stream, strict=False)
         ])  # fmt: skip
+
+
+def _mapped(linear: nnx.Linear, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+    """A linear map without its bias."""
+    return x @ linear.kernel[...].astype(x.dtype)
+
+
+def _bias(linear: nnx.Linear) -> Float[Array, " E"]:
+    assert linear.bias is not None
+    return linear.bias[...]
 
 
 def _std(config: AttentionOnlyConfig) -> float:

@@ -11,6 +11,7 @@ Shape letters: N rows (batch x token), R rows of a tile, D model width, V vocabu
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -19,12 +20,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from llcjax._compat import CROSS_ENTROPY
 from llcjax.models.kernels import Products, tiles
 
 _FORWARD = tiles.Launch(rows=4, warps=1, tiles=1, stages=1)
 _BACKWARD = tiles.Launch(rows=2, warps=1, tiles=64, stages=1)
 _COLUMNS = 512
 """Most columns of a tile."""
+_LOG2_E = math.log2(math.e)
+"""Exponentials to base 2 are one instruction on a GPU."""
 _NEVER = -1e30
 """Logit of the columns that fill the last tile."""
 
@@ -67,12 +71,13 @@ def _forward(products: Products, x_ND: Array, weight_DV: Array, bias_V: Array, l
     scores_NV = _product(x_ND, weight_DV, (1, 0))
     rows, columns = _FORWARD.rows, _columns(len(bias_V))
     normaliser_N = pl.pallas_call(
-        functools.partial(_forward_kernel, columns),
+        functools.partial(_forward_kernel, products, columns),
         grid=(len(x_ND) // rows,),
         in_specs=[tiles.rows_of_program(rows, len(bias_V)), *tiles.same_for_all(bias_V)],
         out_specs=pl.BlockSpec((rows,), lambda program: (program,)),
         out_shape=jax.ShapeDtypeStruct((len(x_ND),), jnp.float32),
         interpret=products.interpret,
+        name=CROSS_ENTROPY,
         compiler_params=_FORWARD.compiler_params,
     )(scores_NV, bias_V)
     picked_N = jnp.take_along_axis(scores_NV, labels_N[:, None], 1)[:, 0].astype(jnp.float32) + bias_V[labels_N]
@@ -86,7 +91,7 @@ def _backward(products: Products, kept: Any, wanted_N: Array) -> tuple[Array, Ar
     block = pl.BlockSpec((rows, columns), lambda program, part: (program, part))
     along = pl.BlockSpec((rows,), lambda program, part: (program,))
     d_scores_NV, sums_PV = pl.pallas_call(
-        functools.partial(_backward_kernel, _BACKWARD.rows),
+        functools.partial(_backward_kernel, products, _BACKWARD.rows),
         grid=(programs, len(bias_V) // columns),
         in_specs=[block, pl.BlockSpec((columns,), lambda program, part: (part,)), along, along, along],
         out_specs=[block, pl.BlockSpec((None, columns), lambda program, part: (program, part))],
@@ -119,21 +124,23 @@ def _product(a: Array, b: Array, sides: tuple[int, int]) -> Array:
     return lax.dot_general(a, b, (((sides[0],), (sides[1],)), ((), ())), preferred_element_type=a.dtype)
 
 
-def _forward_kernel(columns: int, scores_ref: Any, bias_ref: Any, normaliser_ref: Any) -> None:
+def _forward_kernel(products: Products, columns: int, scores_ref: Any, bias_ref: Any, normaliser_ref: Any) -> None:
     def one(part: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         at = pl.ds(part * columns, columns)
-        logits = scores_ref[:, at].astype(jnp.float32) + bias_ref[at][None]
+        powers = scores_ref[:, at].astype(jnp.float32) * _LOG2_E + (bias_ref[at] * _LOG2_E)[None]
         largest, total = carry
-        now = jnp.maximum(largest, jnp.max(logits, 1))
-        return now, total * jnp.exp(largest - now) + jnp.sum(jnp.exp(logits - now[:, None]), 1)
+        now = jnp.maximum(largest, jnp.max(powers, 1))
+        here = jnp.sum(tiles.exp2(products, powers - now[:, None]), 1)
+        return now, total * tiles.exp2(products, largest - now) + here
 
     rows = scores_ref.shape[0]
     start = jnp.full((rows,), _NEVER, jnp.float32), jnp.zeros((rows,), jnp.float32)
     largest, total = lax.fori_loop(0, scores_ref.shape[1] // columns, one, start)
-    normaliser_ref[...] = largest + jnp.log(total)
+    normaliser_ref[...] = (largest + jnp.log2(total)) / _LOG2_E
 
 
 def _backward_kernel(
+    products: Products,
     rows: int,
     scores_ref: Any,
     bias_ref: Any,
@@ -143,13 +150,13 @@ def _backward_kernel(
     d_scores_ref: Any,
     sums_ref: Any,
 ) -> None:
-    tile, bias = (rows, scores_ref.shape[1]), bias_ref[...]
+    tile, bias = (rows, scores_ref.shape[1]), bias_ref[...] * _LOG2_E
     column = pl.program_id(1) * tile[1] + lax.broadcasted_iota(jnp.int32, tile, 1)
 
     def one(index: Array, sums: Array) -> Array:
         at = pl.ds(index * rows, rows)
-        shift = bias[None] - normaliser_ref[at][:, None]
-        share = jnp.exp(scores_ref[at, :].astype(jnp.float32) + shift)
+        shift = bias[None] - (normaliser_ref[at] * _LOG2_E)[:, None]
+        share = tiles.exp2(products, scores_ref[at, :].astype(jnp.float32) * _LOG2_E + shift)
         gradient = jnp.where(column == labels_ref[at][:, None], share - 1, share) * wanted_ref[at][:, None]
         d_scores_ref[at, :] = gradient.astype(d_scores_ref.dtype)
         return sums + gradient

@@ -180,17 +180,6 @@ def _scale(head_width: int) -> float:
     return math.log2(math.e) / math.sqrt(head_width)
 
 
-def _exp2(spec: _Spec, x: Array) -> Array:
-    """2 ** x, 0 where that is below 1e-38: without the instructions that would save such numbers."""
-    if spec.products.interpret:
-        return jnp.exp2(x)
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    (power,) = triton.elementwise_inline_asm(
-        "ex2.approx.ftz.f32 $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[shape]
-    )
-    return power
-
-
 def _masked(scores: Array, ahead: Array, query_axis: int) -> Array:
     """Scores without those of later keys, for queries that begin `ahead` of the keys."""
     query = lax.broadcasted_iota(jnp.int32, scores.shape, query_axis) + ahead
@@ -227,8 +216,8 @@ def _forward_kernel(spec: _Spec, q_ref: Any, k_ref: Any, v_ref: Any, mixed_ref: 
         scores = tiles.dot(spec.products, q, k_ref[at, :], (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
         now = jnp.maximum(largest, jnp.max(scores, 1))
-        weights = _exp2(spec, scores * scale - (now * scale)[:, None])
-        fade = _exp2(spec, (largest - now) * scale)
+        weights = tiles.exp2(spec.products, scores * scale - (now * scale)[:, None])
+        fade = tiles.exp2(spec.products, (largest - now) * scale)
         mixed_here = tiles.dot(spec.products, weights.astype(v_ref.dtype), v_ref[at, :])
         return mixed * fade[:, None] + mixed_here, now, total * fade + jnp.sum(weights, 1)
 
@@ -260,7 +249,7 @@ def _queries_kernel(
         k = k_ref[at, :]
         scores = tiles.dot(spec.products, q, k, (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
-        weights = _exp2(spec, scores * scale - normaliser[:, None])
+        weights = tiles.exp2(spec.products, scores * scale - normaliser[:, None])
         d_weights = tiles.dot(spec.products, d_mixed, v_ref[at, :], (1, 1))
         d_scores = weights * (d_weights - along[:, None])
         return d_q + tiles.dot(spec.products, d_scores.astype(k.dtype), k)
@@ -289,7 +278,7 @@ def _keys_kernel(
         q, d_mixed = q_ref[at, :], d_mixed_ref[at, :]
         scores_KQ = tiles.dot(spec.products, k, q, (1, 1))
         scores_KQ = _masked(scores_KQ, tile * launch.queries - first, 1) if diagonal else scores_KQ
-        weights_KQ = _exp2(spec, scores_KQ * scale - normaliser_ref[at][None])
+        weights_KQ = tiles.exp2(spec.products, scores_KQ * scale - normaliser_ref[at][None])
         d_v += tiles.dot(spec.products, weights_KQ.astype(v.dtype), d_mixed)
         d_weights_KQ = tiles.dot(spec.products, v, d_mixed, (1, 1))
         d_scores_KQ = weights_KQ * (d_weights_KQ - along_ref[at][None])
