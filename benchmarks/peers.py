@@ -66,7 +66,7 @@ OURS: Mapping[str, tuple[Ours, ...]] = {
     ),
     "language": (
         Ours("bf16 activations, kernels", "language-bf16", "bf16", NUM_CHAINS, 200),
-        Ours("float32 activations, kernels, TF32", "language", "tf32", NUM_CHAINS, 200),
+        Ours("float32 activations, kernels, TF32", "language", "tf32", NUM_CHAINS, 50),
     ),
 }
 """Workload -> those ways."""

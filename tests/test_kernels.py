@@ -247,7 +247,8 @@ def test_the_language_model_by_attention_kernels_is_that_of_plain_jax():
         np.testing.assert_allclose(one, two, rtol=2e-5, atol=2e-6, err_msg=jax.tree_util.keystr(path))
 
 
-def test_cross_entropy_lowers_for_a_gpu_and_leaves_products_to_cublas():
+@pytest.mark.parametrize(("dtype", "options"), [("bfloat16", {"xla_gpu_enable_triton_gemm": False}), ("float32", {})])
+def test_cross_entropy_lowers_for_a_gpu_and_leaves_products_in_bfloat16_to_cublas(dtype, options):
     if jax.__version_info__ >= (0, 11):
         pytest.skip("jax 0.11 lowers a kernel only where it sees the GPU; this runs with jax 0.10")
     products = Products(DotAlgorithmPreset.BF16_BF16_F32, interpret=False)
@@ -255,11 +256,11 @@ def test_cross_entropy_lowers_for_a_gpu_and_leaves_products_to_cublas():
     def loss(x, weight, bias, labels):
         return jnp.sum(linear_cross_entropy(products, x, weight, bias, labels))
 
-    shapes = [((3, 200, 32), "bfloat16"), ((3, 32, 5000), "bfloat16"), ((3, 5000), "float32"), ((3, 200), "int32")]
+    shapes = [((3, 200, 32), dtype), ((3, 32, 5000), dtype), ((3, 5000), "float32"), ((3, 200), "int32")]
     arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
     lowered = jax.jit(jax.vmap(jax.grad(loss))).trace(*arguments).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("__gpu$xla.gpu.triton") == 2
-    assert _compat.compiler_options(lowered, "gpu") == {"xla_gpu_enable_triton_gemm": False}
+    assert _compat.compiler_options(lowered, "gpu") == options
     assert _compat.compiler_options(lowered, "cpu") == {}
     assert _compat.compiler_options(jax.jit(jnp.sin).lower(1.0), "gpu") == {}
 

@@ -77,7 +77,7 @@ def _forward(products: Products, x_ND: Array, weight_DV: Array, bias_V: Array, l
         out_specs=pl.BlockSpec((rows,), lambda program: (program,)),
         out_shape=jax.ShapeDtypeStruct((len(x_ND),), jnp.float32),
         interpret=products.interpret,
-        name=CROSS_ENTROPY,
+        name=f"{CROSS_ENTROPY}_{scores_NV.dtype}",
         compiler_params=_FORWARD.compiler_params,
     )(scores_NV, bias_V)
     picked_N = jnp.take_along_axis(scores_NV, labels_N[:, None], 1)[:, 0].astype(jnp.float32) + bias_V[labels_N]
