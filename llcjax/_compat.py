@@ -73,8 +73,8 @@ def compiler_options(lowered: jax.stages.Lowered, platform: str | None = None) -
     """What XLA is to know of a program: on a GPU, beside logits in bfloat16, to leave matrix products to cuBLAS.
 
     Timed alone, XLA's own products through Triton seem faster; in a chain step of the language model on one NVIDIA H200
-    that of the logits' gradients with the rows takes 530 us by Triton and 370 by cuBLAS. In TF32 it is cuBLAS that is
-    slower (by a thirtieth of a step), as it is with small products (a hundredth; in plain jax a third).
+    that of the logits' gradients with the rows takes 530 us by Triton and 360 by cuBLAS. In TF32 the whole step was
+    slower with cuBLAS, as it is with small products (by a hundredth; in plain jax by a third).
     """
     beside = (platform or jax.default_backend()) == "gpu" and f"{CROSS_ENTROPY}_bfloat16" in lowered.as_text()
     return {"xla_gpu_enable_triton_gemm": False} if beside else {}

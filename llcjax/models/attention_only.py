@@ -127,7 +127,7 @@ class _Attention(nnx.Module):
             return self.output(mixed_BTD)
 
     def _in_few_passes(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        """The same where reading rows takes a device longer than mapping them: of four biases one is added to rows.
+        """The same where a pass over rows takes as long as a map of them: of four biases one has a pass of its own.
 
         A bias of the keys adds the same to all scores of a query, which the softmax takes off again. The weights of a
         softmax add up to 1, so that the bias of the values can go through the output map to the bias there.
