@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks.harness import Measured, Options, Row, run
+from llcjax import _compat
 from llcjax.bench import WORKLOADS, suitable_workloads
 from llcjax.checkpoints import bank_of
 from llcjax.config import SweepConfig
@@ -38,7 +39,7 @@ def row(name: str, repeats: int) -> Row:
         lowered = program.advance_fn.lower(*args)
         lowering.append(time.perf_counter() - start)
         start = time.perf_counter()
-        lowered.compile()
+        lowered.compile(_compat.compiler_options(lowered))
         compiling.append(time.perf_counter() - start)
     return {
         "workload": name,

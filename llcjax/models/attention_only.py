@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from llcjax.models.attention import causal_attention
 from llcjax.models.functional import functional
+from llcjax.models.half_linear import bias_of
 from llcjax.models.kernels import Kernels, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
 from llcjax.tasks.text import Losses, cross_entropy
@@ -55,7 +56,8 @@ def attention_only(
         activations: how what stands between the layers is stored, the logits included; parameters, their gradients,
             norms and softmax are float32 either way.
         kernels: how attention is computed: xla, pallas for kernels of our own, or auto, which takes those where they
-            are faster than cuDNN's, unless products are to be exact. Kernels have no Hessian-vector products.
+            are faster than cuDNN's, unless products are to be exact. With kernels a block adds its biases where that
+            costs least, which is the same up to rounding. Kernels have no Hessian-vector products.
 
     Returns:
         `(init, apply)`; `apply(params, tokens)` maps token ids `(batch, num_tokens)`, or fewer, to logits
@@ -129,19 +131,18 @@ class _Attention(nnx.Module):
     def _in_few_passes(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
         """The same where a pass over rows takes as long as a map of them: of four biases one has a pass of its own.
 
-        A bias of the keys adds the same to all scores of a query, which the softmax takes off again. The weights of a
-        softmax add up to 1, so that the bias of the values can go through the output map to the bias there.
+        A bias of the keys adds the same to all scores of a query, which the softmax takes off again; its gradient is 0.
+        The weights of a softmax add up to 1, so that the bias of the values can go through the output map to that of
+        the result.
         """
         with jax.named_scope("qkv"):
             placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
-            q_BTHC = self._in_heads(self.query(placed_BTD))
-            k_BTHC, v_BTHC = (
-                self._in_heads(_mapped(part, rows)) for part, rows in ((self.key, placed_BTD), (self.value, x_BTD))
-            )
+            parts = self.query(placed_BTD), _mapped(self.key, placed_BTD), _mapped(self.value, x_BTD)
+            q_BTHC, k_BTHC, v_BTHC = map(self._in_heads, parts)
         with jax.named_scope("attention"):
             mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels).reshape(x_BTD.shape)
         with jax.named_scope("output"):
-            bias_D = _bias(self.value) @ self.output.kernel[...] + _bias(self.output)
+            bias_D = bias_of(self.value) @ self.output.kernel[...] + bias_of(self.output)
             return _mapped(self.output, mixed_BTD) + bias_D.astype(mixed_BTD.dtype)
 
     def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
@@ -206,7 +207,7 @@ class _LanguageModel(nnx.Module):
         from llcjax.models.kernels.cross_entropy import linear_cross_entropy  # Pallas loads slowly
 
         normed_ND = self._normed(tokens_BT).reshape(tokens_BT.size, -1)
-        weight_DV, bias_V = self.unembed.kernel[...].astype(self.activations), _bias(self.unembed)
+        weight_DV, bias_V = self.unembed.kernel[...].astype(self.activations), bias_of(self.unembed)
         with jax.named_scope("unembed"):
             losses_N = linear_cross_entropy(products, normed_ND, weight_DV, bias_V, labels_BT.reshape(-1))
             return losses_N.reshape(labels_BT.shape)
@@ -237,11 +238,6 @@ class _LanguageModel(nnx.Module):
 def _mapped(linear: nnx.Linear, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
     """A linear map without its bias."""
     return x @ linear.kernel[...].astype(x.dtype)
-
-
-def _bias(linear: nnx.Linear) -> Float[Array, " E"]:
-    assert linear.bias is not None
-    return linear.bias[...]
 
 
 def _std(config: AttentionOnlyConfig) -> float:

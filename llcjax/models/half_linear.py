@@ -22,8 +22,12 @@ class Linear(nnx.Linear):
         """The map of the last axis."""
         if self.dtype is None or jnp.dtype(self.dtype) != jnp.float16:
             return super().__call__(inputs, out_sharding)
-        bias_E = jnp.zeros(self.out_features) if self.bias is None else self.bias[...]
-        return _half_linear(inputs.astype(jnp.float16), self.kernel[...], bias_E)
+        return _half_linear(inputs.astype(jnp.float16), self.kernel[...], bias_of(self))
+
+
+def bias_of(linear: nnx.Linear) -> Float[Array, " E"]:
+    """The bias of a linear map, zeros where it has none."""
+    return jnp.zeros(linear.out_features) if linear.bias is None else linear.bias[...]
 
 
 @jax.custom_vjp

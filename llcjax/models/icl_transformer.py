@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from llcjax.models.functional import functional
-from llcjax.models.half_linear import Linear
+from llcjax.models.half_linear import Linear, bias_of
 from llcjax.models.kernels import NORM_EPSILON, Kernels, Products, kernel_products
 from llcjax.models.loss_scale import with_loss_scale
 from llcjax.models.sizes import Activations, check_sizes
@@ -234,7 +234,7 @@ class _Block(nnx.Module):
             mlp_in=weight_DF,
             mlp_in_bias=bias_F,
             mlp_out=self.mlp_out.kernel[...],
-            mlp_out_bias=_bias(self.mlp_out),
+            mlp_out_bias=bias_of(self.mlp_out),
         )
         with jax.named_scope("mlp"):
             spec = block_tail.TailSpec(products=products, layer_norm=layer_norm, double_residual=self.double_residual)
@@ -244,14 +244,10 @@ class _Block(nnx.Module):
 
 def _folded(norm: nnx.LayerNorm | None, linear: Linear) -> tuple[Float[Array, "D E"], Float[Array, " E"]]:
     """Matrix and bias of a linear map that take the norm's scale and shift upon them."""
-    weight, bias = linear.kernel[...], _bias(linear)
+    weight, bias = linear.kernel[...], bias_of(linear)
     if norm is None or norm.scale is None or norm.bias is None:
         return weight, bias
     return norm.scale[...][:, None] * weight, norm.bias[...] @ weight + bias
-
-
-def _bias(linear: Linear) -> Float[Array, " E"]:
-    return jnp.zeros(linear.out_features) if linear.bias is None else linear.bias[...]
 
 
 class _Transformer(nnx.Module):

@@ -1,4 +1,5 @@
-"""Kernels of models in Pallas, each beside the same computation in plain jax, which XLA compiles.
+"""Kernels of models in Pallas, each beside the same computation (up to rounding) in plain jax, which XLA
+compiles.
 
 `Kernels` is the one switch. `xla` leaves them out; `pallas` takes them, and on other devices than a GPU interprets
 them, which is slow and for tests; `auto` takes them on a GPU, unless products are to be exact. Kernels have gradients

@@ -3,7 +3,8 @@
 Logits of a language model are its largest array: 2 GB a chain in float32 at 102,400 tokens and a vocabulary of 5,000.
 Plain jax reads them twice for the normaliser, and backward once more for what a product takes and once for sums over
 the rows, the bias's gradient. Here forward reads them once, and backward turns them into their gradients in place,
-adding up those of the bias on the way. The products themselves are left to the matrix library.
+adding up those of the bias on the way. The products themselves are left to the matrix library. Exponentials are to base
+2, which is one instruction of a GPU.
 
 Shape letters: N rows (batch x token), R rows of a tile, D model width, V vocabulary, P programs.
 """
@@ -11,7 +12,6 @@ Shape letters: N rows (batch x token), R rows of a tile, D model width, V vocabu
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -20,15 +20,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from llcjax._compat import CROSS_ENTROPY
+from llcjax._compat import CROSS_ENTROPY_KERNEL
 from llcjax.models.kernels import Products, tiles
 
 _FORWARD = tiles.Launch(rows=4, warps=1, tiles=1, stages=1)
 _BACKWARD = tiles.Launch(rows=2, warps=1, tiles=64, stages=1)
 _COLUMNS = 512
 """Most columns of a tile."""
-_LOG2_E = math.log2(math.e)
-"""Exponentials to base 2 are one instruction on a GPU."""
 _NEVER = -1e30
 """Logit of the columns that fill the last tile."""
 
@@ -77,7 +75,7 @@ def _forward(products: Products, x_ND: Array, weight_DV: Array, bias_V: Array, l
         out_specs=pl.BlockSpec((rows,), lambda program: (program,)),
         out_shape=jax.ShapeDtypeStruct((len(x_ND),), jnp.float32),
         interpret=products.interpret,
-        name=f"{CROSS_ENTROPY}_{scores_NV.dtype}",
+        name=f"{CROSS_ENTROPY_KERNEL}_{scores_NV.dtype}",  # by which it is known which options suit a program
         compiler_params=_FORWARD.compiler_params,
     )(scores_NV, bias_V)
     picked_N = jnp.take_along_axis(scores_NV, labels_N[:, None], 1)[:, 0].astype(jnp.float32) + bias_V[labels_N]
@@ -127,16 +125,17 @@ def _product(a: Array, b: Array, sides: tuple[int, int]) -> Array:
 def _forward_kernel(products: Products, columns: int, scores_ref: Any, bias_ref: Any, normaliser_ref: Any) -> None:
     def one(part: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         at = pl.ds(part * columns, columns)
-        powers = scores_ref[:, at].astype(jnp.float32) * _LOG2_E + (bias_ref[at] * _LOG2_E)[None]
+        logits = scores_ref[:, at].astype(jnp.float32) + bias_ref[at][None]
         largest, total = carry
-        now = jnp.maximum(largest, jnp.max(powers, 1))
-        here = jnp.sum(tiles.exp2(products, powers - now[:, None]), 1)
-        return now, total * tiles.exp2(products, largest - now) + here
+        # The maximum stays a logit: where it is that of the label, the loss is exactly that of the others.
+        now = jnp.maximum(largest, jnp.max(logits, 1))
+        here = jnp.sum(tiles.exp2(products, (logits - now[:, None]) * tiles.LOG2_E), 1)
+        return now, total * tiles.exp2(products, (largest - now) * tiles.LOG2_E) + here
 
     rows = scores_ref.shape[0]
     start = jnp.full((rows,), _NEVER, jnp.float32), jnp.zeros((rows,), jnp.float32)
     largest, total = lax.fori_loop(0, scores_ref.shape[1] // columns, one, start)
-    normaliser_ref[...] = (largest + jnp.log2(total)) / _LOG2_E
+    normaliser_ref[...] = largest + jnp.log(total)
 
 
 def _backward_kernel(
@@ -150,13 +149,13 @@ def _backward_kernel(
     d_scores_ref: Any,
     sums_ref: Any,
 ) -> None:
-    tile, bias = (rows, scores_ref.shape[1]), bias_ref[...] * _LOG2_E
+    tile, bias = (rows, scores_ref.shape[1]), bias_ref[...]
     column = pl.program_id(1) * tile[1] + lax.broadcasted_iota(jnp.int32, tile, 1)
 
     def one(index: Array, sums: Array) -> Array:
         at = pl.ds(index * rows, rows)
-        shift = bias[None] - (normaliser_ref[at] * _LOG2_E)[:, None]
-        share = tiles.exp2(products, scores_ref[at, :].astype(jnp.float32) * _LOG2_E + shift)
+        shift = bias[None] - normaliser_ref[at][:, None]
+        share = tiles.exp2(products, (scores_ref[at, :].astype(jnp.float32) + shift) * tiles.LOG2_E)
         gradient = jnp.where(column == labels_ref[at][:, None], share - 1, share) * wanted_ref[at][:, None]
         d_scores_ref[at, :] = gradient.astype(d_scores_ref.dtype)
         return sums + gradient

@@ -177,7 +177,7 @@ def _block(array: Any, rows: int, at: Callable[[Any], Any]) -> pl.BlockSpec:
 
 def _scale(head_width: int) -> float:
     """Of scores in front of a base-2 exponential."""
-    return math.log2(math.e) / math.sqrt(head_width)
+    return tiles.LOG2_E / math.sqrt(head_width)
 
 
 def _masked(scores: Array, ahead: Array, query_axis: int) -> Array:
