@@ -9,6 +9,7 @@ Shape letters: B batch, T tokens, D model width, H heads, C head width, V vocabu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -119,44 +120,30 @@ class _Attention(nnx.Module):
         )
 
     def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        if kernel_products(self.kernels, x_BTD.dtype.name) is not None:
-            return self._in_few_passes(x_BTD, positions_TD)
+        # Where kernels are taken, a pass that adds a bias to rows takes as long as a map of them, so that one of four
+        # has a pass of its own. A bias of the keys adds the same to all scores of a query, which the softmax takes off
+        # again. The weights of a softmax add up to 1, so that the bias of the values can go through the output map.
+        few_passes = kernel_products(self.kernels, x_BTD.dtype.name) is not None
+        key, value = (functools.partial(_mapped, part) if few_passes else part for part in (self.key, self.value))
         with jax.named_scope("qkv"):
-            (q_BTHC, k_BTHC), v_BTHC = self._queries_keys(x_BTD, positions_TD), self._in_heads(self.value(x_BTD))
-        with jax.named_scope("attention"):
-            mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels).reshape(x_BTD.shape)
-        with jax.named_scope("output"):
-            return self.output(mixed_BTD)
-
-    def _in_few_passes(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        """The same where a pass over rows takes as long as a map of them: of four biases one has a pass of its own.
-
-        A bias of the keys adds the same to all scores of a query, which the softmax takes off again; its gradient is 0.
-        The weights of a softmax add up to 1, so that the bias of the values can go through the output map to that of
-        the result.
-        """
-        with jax.named_scope("qkv"):
-            placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
-            parts = self.query(placed_BTD), _mapped(self.key, placed_BTD), _mapped(self.value, x_BTD)
+            placed_BTD = _placed(x_BTD, positions_TD)
+            parts = self.query(placed_BTD), key(placed_BTD), value(x_BTD)
             q_BTHC, k_BTHC, v_BTHC = map(self._in_heads, parts)
         with jax.named_scope("attention"):
             mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels).reshape(x_BTD.shape)
         with jax.named_scope("output"):
+            if not few_passes:
+                return self.output(mixed_BTD)
             bias_D = bias_of(self.value) @ self.output.kernel[...] + bias_of(self.output)
             return _mapped(self.output, mixed_BTD) + bias_D.astype(mixed_BTD.dtype)
 
     def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
         """How much each token attends to itself and to earlier ones, which kernels never write."""
-        q_BTHC, k_BTHC = self._queries_keys(x_BTD, positions_TD)
+        placed_BTD = _placed(x_BTD, positions_TD)
+        q_BTHC, k_BTHC = self._in_heads(self.query(placed_BTD)), self._in_heads(self.key(placed_BTD))
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / jnp.sqrt(q_BTHC.shape[-1])
         earlier_TT = jnp.tril(jnp.ones((x_BTD.shape[1],) * 2, bool))
         return jax.nn.softmax(jnp.where(earlier_TT, scores_BHTT, -jnp.inf), -1)
-
-    def _queries_keys(
-        self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]
-    ) -> tuple[Float[Array, "B T H C"], Float[Array, "B T H C"]]:
-        placed_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
-        return self._in_heads(self.query(placed_BTD)), self._in_heads(self.key(placed_BTD))
 
     def _in_heads(self, part_BTD: Float[Array, "B T D"]) -> Float[Array, "B T H C"]:
         return part_BTD.reshape(*part_BTD.shape[:2], self.num_heads, -1)
@@ -233,6 +220,11 @@ class _LanguageModel(nnx.Module):
         return jnp.stack([
             block.pattern(x_BTD, positions_TD) for block, x_BTD in zip(self.blocks, stream, strict=False)
         ])  # fmt: skip
+
+
+def _placed(x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
+    """What queries and keys see."""
+    return x_BTD + positions_TD.astype(x_BTD.dtype)
 
 
 def _mapped(linear: nnx.Linear, x: Float[Array, "... D"]) -> Float[Array, "... E"]:

@@ -1,5 +1,4 @@
-"""Kernels of models in Pallas, each beside the same computation (up to rounding) in plain jax, which XLA
-compiles.
+"""Kernels of models in Pallas, each beside the same computation, up to rounding, in plain jax.
 
 `Kernels` is the one switch. `xla` leaves them out; `pallas` takes them, and on other devices than a GPU interprets
 them, which is slow and for tests; `auto` takes them on a GPU, unless products are to be exact. Kernels have gradients
