@@ -251,7 +251,9 @@ def test_the_language_model_by_attention_kernels_is_that_of_plain_jax(activation
         return jax.value_and_grad(lambda p: evaluate(loss_fn, p, tokens).mean)
 
     program = str(jax.make_jaxpr(value_and_grad(activations, "pallas"))(params))
-    assert program.count("pallas_call") == config.num_layers * 3 + 2  # of attention and of the cross-entropy
+    assert (
+        program.count("pallas_call") == config.num_layers * (3 + 2) + 2 + 2
+    )  # of the final norm and of the cross-entropy
     exact, found = (jax.jit(value_and_grad(*how))(params) for how in (("float32", "xla"), (activations, "pallas")))
     for (path, one), two in zip(jax.tree.leaves_with_path(exact), jax.tree.leaves(found), strict=True):
         name = jax.tree_util.keystr(path)
@@ -266,8 +268,8 @@ def test_the_language_model_by_attention_kernels_is_that_of_plain_jax(activation
 def test_attention_adds_in_the_dtype_of_the_stream(kernels):
     config = AttentionOnlyConfig(num_heads=2, model_width=64, num_tokens=128, vocabulary=50)
     attention = _Attention(config, jnp.dtype("bfloat16"), kernels, nnx.Rngs(0))
-    added = jax.eval_shape(attention, jnp.zeros((1, 128, 64), "bfloat16"), jnp.zeros((128, 64)))
-    assert added.dtype == "bfloat16"
+    added, bias = jax.eval_shape(attention, *[jnp.zeros((1, 128, 64), "bfloat16")] * 2)
+    assert (added.dtype, bias.dtype) == ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize(("dtype", "options"), [("bfloat16", {"xla_gpu_enable_triton_gemm": False}), ("float32", None)])
@@ -309,9 +311,10 @@ def heads(dtype, batch=(1,), tokens=128, head_width=32):
     return list(jax.random.normal(jax.random.key(0), (4, *batch, tokens, 2, head_width)).astype(dtype))
 
 
-def value_and_gradients(attention, q, k, v, wanted):
-    mixed, back = jax.vjp(attention, q, k, v)
-    return mixed, *back(wanted)
+def value_and_gradients(attention, *arguments):
+    """The last argument is what is wanted of the result."""
+    mixed, back = jax.vjp(attention, *arguments[:-1])
+    return mixed, *back(arguments[-1])
 
 
 @pytest.mark.parametrize(
@@ -323,17 +326,20 @@ def value_and_gradients(attention, q, k, v, wanted):
     ],
 )
 def test_long_attention_is_that_of_plain_jax(dtype, launches, tokens, head_width):
-    arguments = heads(dtype, tokens=tokens, head_width=head_width)
+    *qkv, wanted = heads(dtype, tokens=tokens, head_width=head_width)
+    bias = jax.random.normal(jax.random.key(1), (2, head_width))
 
-    def plain(*qkv):
-        return jax.nn.dot_product_attention(*qkv, is_causal=True, implementation="xla")
+    def plain(q, k, v, bias):
+        return jax.nn.dot_product_attention(q + bias, k, v, is_causal=True, implementation="xla")
 
-    def ours(*qkv):
-        return long_attention(INTERPRETED, *qkv, launches=launches)
+    def ours(q, k, v, bias):
+        return long_attention(INTERPRETED, q, k, v, bias, launches)
 
-    exact = value_and_gradients(plain, *(array.astype("float32") for array in arguments))
-    for one, other in zip(exact, jax.jit(value_and_gradients, static_argnums=0)(ours, *arguments), strict=True):
-        assert other.dtype == dtype
+    both = jax.jit(value_and_gradients, static_argnums=0)
+    exact = both(plain, *(array.astype("float32") for array in (*qkv, bias, wanted)))
+    dtypes = [dtype] * 4 + ["float32"]
+    for one, other, expected in zip(exact, both(ours, *qkv, bias, wanted), dtypes, strict=True):
+        assert other.dtype == expected
         distance = jnp.linalg.norm(one - other.astype("float32")) / jnp.linalg.norm(one)
         assert float(distance) < (1e-6 if dtype == "float32" else 5e-3)
 
@@ -341,7 +347,7 @@ def test_long_attention_is_that_of_plain_jax(dtype, launches, tokens, head_width
 def test_long_attention_sees_no_later_token():
     q, k, v, _ = heads("float32")
     found = [
-        long_attention(INTERPRETED, q, k.at[:, 70:].mul(scale), v.at[:, 70:].add(scale), Launches(MORE_KEYS))
+        long_attention(INTERPRETED, q, k.at[:, 70:].mul(scale), v.at[:, 70:].add(scale), launches=Launches(MORE_KEYS))
         for scale in (1.0, 1000.0)
     ]
     np.testing.assert_array_equal(found[0][:, :70], found[1][:, :70])

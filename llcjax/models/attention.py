@@ -20,8 +20,9 @@ def causal_attention(
     key: Float[Array, "batch token head channel"],
     value: Float[Array, "batch token head channel"],
     kernels: Kernels = "auto",
+    query_bias: Float[Array, "head channel"] | None = None,
 ) -> Float[Array, "batch token head channel"]:
-    """Mixes the values of this and earlier tokens: softmax(q k' / sqrt(channel)) v, a head at a time.
+    """Mixes the values of this and earlier tokens: softmax((q + b) k' / sqrt(channel)) v, a head at a time.
 
     On a GPU a kernel that never writes the scores does it, at sizes that it takes: our own for narrow heads and for
     float32, cuDNN's for wider heads in half precision. Otherwise plain jax, whose scores take batch x head x token x
@@ -32,6 +33,7 @@ def causal_attention(
         key: what queries are held against.
         value: what is mixed.
         kernels: auto as above; xla without kernels of our own; pallas with them at every size that they take.
+        query_bias: in float32, which kernels of our own add without a pass over the queries; none by default.
     """
     products = kernel_products(kernels, query.dtype.name)
     cudnn = takes_cudnn(query.shape, query.dtype)
@@ -39,7 +41,8 @@ def causal_attention(
         from llcjax.models.kernels.long_attention import fits, long_attention  # Pallas loads slowly
 
         if fits(query.shape[1], query.shape[3]):
-            return long_attention(products, query, key, value)
+            return long_attention(products, query, key, value, query_bias)
+    query = query if query_bias is None else query + query_bias.astype(query.dtype)
     implementation = "cudnn" if cudnn else "xla"
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=implementation)
 

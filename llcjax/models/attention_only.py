@@ -108,6 +108,10 @@ def _maker(
     return lambda rngs: _LanguageModel(config, jnp.dtype(activations), kernels, rngs)
 
 
+_Added = tuple[Float[Array, "B T D"], Float[Array, " D"]]
+"""What a block adds to the stream, and a bias to be added with it."""
+
+
 class _Attention(nnx.Module):
     """Causal softmax attention with biases; positions go to queries and keys."""
 
@@ -119,53 +123,55 @@ class _Attention(nnx.Module):
             nnx.Linear(width, width, kernel_init=spread, dtype=dtype, rngs=rngs) for _ in range(4)
         )
 
-    def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        # Where kernels are taken, a pass that adds a bias to rows takes as long as a map of them, so that one of four
-        # has a pass of its own. A bias of the keys adds the same to all scores of a query, which the softmax takes off
-        # again. The weights of a softmax add up to 1, so that the bias of the values can go through the output map.
-        few_passes = kernel_products(self.kernels, x_BTD.dtype.name) is not None
-        key, value = (functools.partial(_mapped, part) if few_passes else part for part in (self.key, self.value))
+    def __call__(self, normed_BTD: Float[Array, "B T D"], placed_BTD: Float[Array, "B T D"]) -> _Added:
+        # Where kernels are taken, a pass that adds a bias to rows takes as long as a map of them. A bias of the keys
+        # adds the same to all scores of a query, which the softmax takes off again. The weights of a softmax add up to
+        # 1, so that the bias of the values can go through the output map. Rows are flat in front of maps: XLA writes
+        # transposed copies for the gradient of a matrix if it is a sum over two axes.
+        few_passes = kernel_products(self.kernels, normed_BTD.dtype.name) is not None
+        seen_ND = (array_BTD.reshape(-1, array_BTD.shape[2]) for array_BTD in (placed_BTD, placed_BTD, normed_BTD))
+        heads_BTHC = (*normed_BTD.shape[:2], self.num_heads, -1)
         with jax.named_scope("qkv"):
-            placed_BTD = _placed(x_BTD, positions_TD)
-            parts = self.query(placed_BTD), key(placed_BTD), value(x_BTD)
-            q_BTHC, k_BTHC, v_BTHC = map(self._in_heads, parts)
+            q_BTHC, k_BTHC, v_BTHC = (
+                (_mapped(linear, rows_ND) if few_passes else linear(rows_ND)).reshape(heads_BTHC)
+                for linear, rows_ND in zip((self.query, self.key, self.value), seen_ND, strict=True)
+            )
         with jax.named_scope("attention"):
-            mixed_BTD = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels).reshape(x_BTD.shape)
+            bias_HC = bias_of(self.query).reshape(self.num_heads, -1) if few_passes else None
+            mixed_BTHC = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels, bias_HC)
         with jax.named_scope("output"):
-            if not few_passes:
-                return self.output(mixed_BTD)
-            bias_D = bias_of(self.value) @ self.output.kernel[...] + bias_of(self.output)
-            return _mapped(self.output, mixed_BTD) + bias_D.astype(mixed_BTD.dtype)
+            added_BTD = _mapped(self.output, mixed_BTHC.reshape(-1, normed_BTD.shape[2])).reshape(normed_BTD.shape)
+            bias_D = bias_of(self.output)
+            return added_BTD, bias_D + bias_of(self.value) @ self.output.kernel[...] if few_passes else bias_D
 
-    def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
+    def pattern(self, placed_BTD: Float[Array, "B T D"]) -> Float[Array, "B H T T"]:
         """How much each token attends to itself and to earlier ones, which kernels never write."""
-        placed_BTD = _placed(x_BTD, positions_TD)
-        q_BTHC, k_BTHC = self._in_heads(self.query(placed_BTD)), self._in_heads(self.key(placed_BTD))
+        heads_BTHC = (*placed_BTD.shape[:2], self.num_heads, -1)
+        q_BTHC, k_BTHC = (part(placed_BTD).reshape(heads_BTHC) for part in (self.query, self.key))
         scores_BHTT = jnp.einsum("bqhc,bkhc->bhqk", q_BTHC, k_BTHC) / jnp.sqrt(q_BTHC.shape[-1])
-        earlier_TT = jnp.tril(jnp.ones((x_BTD.shape[1],) * 2, bool))
+        earlier_TT = jnp.tril(jnp.ones((placed_BTD.shape[1],) * 2, bool))
         return jax.nn.softmax(jnp.where(earlier_TT, scores_BHTT, -jnp.inf), -1)
-
-    def _in_heads(self, part_BTD: Float[Array, "B T D"]) -> Float[Array, "B T H C"]:
-        return part_BTD.reshape(*part_BTD.shape[:2], self.num_heads, -1)
 
 
 class _Block(nnx.Module):
-    """Pre-norm attention, added to the residual stream."""
+    """Pre-norm attention. What it finds is added to the residual stream where the next norm reads it."""
 
     def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, kernels: Kernels, rngs: nnx.Rngs) -> None:
+        self.kernels: Kernels = kernels
         self.norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.attention = _Attention(config, dtype, kernels, rngs)
 
-    def __call__(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-        return x_BTD + self.attention(self._normed(x_BTD), positions_TD)
+    def entered(
+        self, stream_BTD: Float[Array, "B T D"], added: _Added | None, positions_TD: Float[Array, "T D"]
+    ) -> tuple[Float[Array, "B T D"], ...]:
+        """The stream, what values see of it, and what queries and keys see."""
+        return _normed(self.norm, self.kernels, stream_BTD, added, positions_TD)
 
-    def pattern(self, x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B H T T"]:
-        """The attention of its heads."""
-        return self.attention.pattern(self._normed(x_BTD), positions_TD)
-
-    @jax.named_scope("norm")
-    def _normed(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.norm(x_BTD)
+    def __call__(
+        self, stream_BTD: Float[Array, "B T D"], added: _Added | None, positions_TD: Float[Array, "T D"]
+    ) -> tuple[Float[Array, "B T D"], _Added]:
+        stream_BTD, normed_BTD, placed_BTD = self.entered(stream_BTD, added, positions_TD)
+        return stream_BTD, self.attention(normed_BTD, placed_BTD)
 
 
 class _LanguageModel(nnx.Module):
@@ -201,30 +207,49 @@ class _LanguageModel(nnx.Module):
 
     def _normed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What is mapped to logits."""
-        *_, x_BTD = self._stream(tokens_BT)
-        with jax.named_scope("norm"):
-            return self.final_norm(x_BTD)
-
-    def _stream(self, tokens_BT: Int[Array, "B T"]) -> list[Float[Array, "B T D"]]:
-        """The residual stream before the first block and after each."""
-        with jax.named_scope("embed"):
-            # Rows are rounded after they are taken, so that their gradients are added up in float32: faster, and exact.
-            stream = [jnp.take(self.embed[...], tokens_BT, axis=0).astype(self.activations)]
+        stream_BTD, added = self._embedded(tokens_BT), None
         for block in self.blocks:
-            stream.append(block(stream[-1], self.positions[: tokens_BT.shape[1]]))
-        return stream
+            stream_BTD, added = block(stream_BTD, added, self.positions[: tokens_BT.shape[1]])
+        (normed_BTD,) = _normed(self.final_norm, self.kernels, stream_BTD, added)
+        return normed_BTD
+
+    @jax.named_scope("embed")
+    def _embedded(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        # Rows are rounded after they are taken, so that their gradients are added up in float32: faster, and exact.
+        return jnp.take(self.embed[...], tokens_BT, axis=0).astype(self.activations)
 
     def patterns(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "L B H T T"]:
         """The attention of every head of every block."""
-        positions_TD, stream = self.positions[: tokens_BT.shape[1]], self._stream(tokens_BT)
-        return jnp.stack([
-            block.pattern(x_BTD, positions_TD) for block, x_BTD in zip(self.blocks, stream, strict=False)
-        ])  # fmt: skip
+        stream_BTD, added, found = self._embedded(tokens_BT), None, []
+        for block in self.blocks:
+            stream_BTD, normed_BTD, placed_BTD = block.entered(stream_BTD, added, self.positions[: tokens_BT.shape[1]])
+            found.append(block.attention.pattern(placed_BTD))
+            added = block.attention(normed_BTD, placed_BTD)
+        return jnp.stack(found)
 
 
-def _placed(x_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"]) -> Float[Array, "B T D"]:
-    """What queries and keys see."""
-    return x_BTD + positions_TD.astype(x_BTD.dtype)
+@jax.named_scope("norm")
+def _normed(
+    norm: nnx.LayerNorm,
+    kernels: Kernels,
+    stream_BTD: Float[Array, "B T D"],
+    added: _Added | None,
+    positions_TD: Float[Array, "T D"] | None = None,
+) -> tuple[Float[Array, "B T D"], ...]:
+    """The stream after a sum, its norm, and the norm with positions; without positions the norm alone."""
+    products = kernel_products(kernels, stream_BTD.dtype.name)
+    if products is not None:
+        from llcjax.models.kernels.residual_norm import fits, residual_norm  # Pallas loads slowly
+
+        if fits(*stream_BTD.shape[1:]):
+            return residual_norm(products, stream_BTD, added, norm.scale[...], norm.bias[...], positions_TD)
+    if added is not None:
+        added_BTD, bias_D = added
+        stream_BTD = stream_BTD + (added_BTD + bias_D.astype(added_BTD.dtype))
+    normed_BTD = norm(stream_BTD)
+    if positions_TD is None:
+        return (normed_BTD,)
+    return stream_BTD, normed_BTD, normed_BTD + positions_TD.astype(normed_BTD.dtype)
 
 
 def _mapped(linear: nnx.Linear, x: Float[Array, "... D"]) -> Float[Array, "... E"]:

@@ -11,7 +11,7 @@ of the queries, going through the keys, and once for those of keys and values, g
 diagonal on, with scores transposed as their products need them. Each gradient is added up by the one program that owns
 it, always in the same order. The method is that of arXiv 2307.08691.
 
-Shape letters: B batch, T tokens, H heads, C head width, Q queries and K keys of a tile.
+Shape letters: B batch, T tokens, H heads, C head width, Q queries and K keys of a tile, P tiles of queries.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Launches(NamedTuple):
     """Of the three kernels; the defaults are the fastest of 40 on one NVIDIA H200, with heads of 32 in bfloat16."""
 
     forward: Launch = Launch(queries=64, keys=64, warps=4, stages=3)
-    queries: Launch = Launch(queries=64, keys=64, warps=4, stages=3)
+    queries: Launch = Launch(queries=64, keys=32, warps=4, stages=3)
     """Of the one for the gradients of the queries."""
-    keys: Launch = Launch(queries=32, keys=64, warps=4, stages=2)
+    keys: Launch = Launch(queries=32, keys=64, warps=4, stages=3)
     """Of the one for the gradients of keys and values."""
 
 
@@ -84,9 +84,10 @@ def long_attention(
     q_BTHC: Float[Array, "B T H C"],
     k_BTHC: Float[Array, "B T H C"],
     v_BTHC: Float[Array, "B T H C"],
+    bias_HC: Float[Array, "H C"] | None = None,
     launches: Launches = _LAUNCHES,
 ) -> Float[Array, "B T H C"]:
-    """Mixes the values of this and earlier tokens: softmax(q k' / sqrt(C)) v, a head at a time.
+    """Mixes the values of this and earlier tokens: softmax((q + b) k' / sqrt(C)) v, a head at a time.
 
     Args:
         products: how products of float32 values are computed, and whether to interpret the kernels; products of
@@ -94,39 +95,49 @@ def long_attention(
         q_BTHC: queries, of sizes that `fits` accepts, all three of the dtype that the result has.
         k_BTHC: what queries are held against.
         v_BTHC: what is mixed.
+        bias_HC: of the queries, in float32; none by default.
         launches: how the kernels are cut up.
     """
     algorithm = _HALF.get(q_BTHC.dtype.name, products.algorithm)
-    return _attention(_Spec(products._replace(algorithm=algorithm), launches), q_BTHC, k_BTHC, v_BTHC)
+    bias_HC = jnp.zeros(q_BTHC.shape[2:]) if bias_HC is None else bias_HC
+    return _attention(_Spec(products._replace(algorithm=algorithm), launches), q_BTHC, k_BTHC, v_BTHC, bias_HC)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array) -> Float[Array, "B T H C"]:
-    return _forward(spec, q_BTHC, k_BTHC, v_BTHC)[0]
+def _attention(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array, bias_HC: Array) -> Float[Array, "B T H C"]:
+    return _forward(spec, q_BTHC, k_BTHC, v_BTHC, bias_HC)[0]
 
 
-def _forward(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array) -> tuple[Array, Any]:
+def _forward(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array, bias_HC: Array) -> tuple[Array, Any]:
     kernel, launch = functools.partial(_forward_kernel, spec), spec.launches.forward
-    outputs = [q_BTHC, _row_each(q_BTHC)]
-    mixed_BTHC, normaliser_BHT = _call(spec, kernel, launch, launch.queries, [q_BTHC], [k_BTHC, v_BTHC], outputs)
+    outputs = [q_BTHC, q_BTHC, _row_each(q_BTHC)]
+    mixed_BTHC, q_BTHC, normaliser_BHT = _call(
+        spec, kernel, launch, launch.queries, [q_BTHC, bias_HC], [k_BTHC, v_BTHC], outputs
+    )
     return mixed_BTHC, (q_BTHC, k_BTHC, v_BTHC, mixed_BTHC, normaliser_BHT)
 
 
-def _backward(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> tuple[Array, Array, Array]:
-    d_q_BTHC, along_BHT = _gradient_of_queries(spec, kept, d_mixed_BTHC)
+def _backward(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> tuple[Array, Array, Array, Array]:
+    d_q_BTHC, along_BHT, d_bias_BPHC = _gradient_of_queries(spec, kept, d_mixed_BTHC)
     d_k_BTHC, d_v_BTHC = _gradients_of_keys(spec, kept, d_mixed_BTHC, along_BHT)
-    return d_q_BTHC, d_k_BTHC, d_v_BTHC
+    return d_q_BTHC, d_k_BTHC, d_v_BTHC, jnp.sum(d_bias_BPHC, (0, 1))
 
 
 _attention.defvjp(_forward, _backward)
 
 
 def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Array]:
-    """Also what the softmax takes off the gradients of its weights, the same for all keys of a query."""
+    """Also what the softmax takes off the gradients of its weights, the same for all keys of a query, and sums.
+
+    These are the gradients of the bias, of one program each.
+    """
     q_BTHC, k_BTHC, v_BTHC, mixed_BTHC, normaliser_BHT = kept
+    batch, tokens, heads, width = q_BTHC.shape
     kernel, launch = functools.partial(_queries_kernel, spec), spec.launches.queries
     own = [q_BTHC, mixed_BTHC, d_mixed_BTHC, normaliser_BHT]
-    return _call(spec, kernel, launch, launch.queries, own, [k_BTHC, v_BTHC], [q_BTHC, normaliser_BHT])
+    sums_BPHC = jax.ShapeDtypeStruct((batch, tokens // launch.queries, heads, width), jnp.float32)
+    outputs = [q_BTHC, normaliser_BHT]
+    return _call(spec, kernel, launch, launch.queries, own, [k_BTHC, v_BTHC], outputs, sums_BPHC)
 
 
 def _gradients_of_keys(spec: _Spec, kept: Any, d_mixed_BTHC: Array, along_BHT: Array) -> list[Array]:
@@ -151,9 +162,14 @@ def _call(
     own: list[Array],
     whole: list[Array],
     outputs: list[Any],
+    *sums: Any,
 ) -> list[Array]:
-    """Runs a kernel: a program sees some rows of one head of a sequence of `own` and `outputs`, all rows of `whole`."""
-    batch, tokens, heads, _ = own[0].shape
+    """Runs a kernel: a program sees some rows of one head of a sequence of `own` and `outputs`, all rows of `whole`.
+
+    Of a bias it sees that of its head, and of `sums` it leaves one row each.
+    """
+    batch, tokens, heads, width = own[0].shape
+    one_row = pl.BlockSpec((None, None, None, width), lambda tile, head, sequence: (sequence, tile, head, 0))
     blocks = [_block(array, rows, lambda tile: tile) for array in own]
     blocks += [_block(array, tokens, lambda tile: 0) for array in whole]
     return pl.pallas_call(
@@ -161,8 +177,8 @@ def _call(
         # Programs of a sequence run next to each other, so that its keys and values are read from memory once.
         grid=(tokens // rows, heads, batch),
         in_specs=blocks,
-        out_specs=[_block(array, rows, lambda tile: tile) for array in outputs],
-        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in outputs],
+        out_specs=[_block(array, rows, lambda tile: tile) for array in outputs] + [one_row] * len(sums),
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (*outputs, *sums)],
         interpret=spec.products.interpret,
         compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
     )(*own, *whole)
@@ -170,6 +186,8 @@ def _call(
 
 def _block(array: Any, rows: int, at: Callable[[Any], Any]) -> pl.BlockSpec:
     """Rows of one head of one sequence."""
+    if array.ndim == 2:
+        return pl.BlockSpec((None, array.shape[1]), lambda tile, head, sequence: (head, 0))
     if array.ndim == 3:
         return pl.BlockSpec((None, None, rows), lambda tile, head, sequence: (sequence, head, at(tile)))
     return pl.BlockSpec((None, rows, None, array.shape[3]), lambda tile, head, sequence: (sequence, at(tile), head, 0))
@@ -206,9 +224,20 @@ def _through_queries(launch: Launch, tokens: int, one: Callable[..., Any], carry
     return lax.fori_loop(diagonal + tiles_on_it, tokens // launch.queries, functools.partial(one, False), carry)
 
 
-def _forward_kernel(spec: _Spec, q_ref: Any, k_ref: Any, v_ref: Any, mixed_ref: Any, normaliser_ref: Any) -> None:
-    launch, q, scale = spec.launches.forward, q_ref[...], _scale(q_ref.shape[1])
+def _forward_kernel(
+    spec: _Spec,
+    q_ref: Any,
+    bias_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    mixed_ref: Any,
+    biased_ref: Any,
+    normaliser_ref: Any,
+) -> None:
+    launch, scale = spec.launches.forward, _scale(q_ref.shape[1])
     first = pl.program_id(0) * launch.queries
+    q = (q_ref[...].astype(jnp.float32) + bias_ref[...][None]).astype(q_ref.dtype)
+    biased_ref[...] = q
 
     def one(diagonal: bool, tile: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         mixed, largest, total = carry
@@ -216,7 +245,7 @@ def _forward_kernel(spec: _Spec, q_ref: Any, k_ref: Any, v_ref: Any, mixed_ref: 
         scores = tiles.dot(spec.products, q, k_ref[at, :], (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
         now = jnp.maximum(largest, jnp.max(scores, 1))
-        weights = tiles.exp2(spec.products, scores * scale - (now * scale)[:, None])
+        weights = tiles.exp2(spec.products, scores, scale, (-now * scale)[:, None])
         fade = tiles.exp2(spec.products, (largest - now) * scale)
         mixed_here = tiles.dot(spec.products, weights.astype(v_ref.dtype), v_ref[at, :])
         return mixed * fade[:, None] + mixed_here, now, total * fade + jnp.sum(weights, 1)
@@ -237,6 +266,7 @@ def _queries_kernel(
     v_ref: Any,
     d_q_ref: Any,
     along_ref: Any,
+    d_bias_ref: Any,
 ) -> None:
     launch, q, scale = spec.launches.queries, q_ref[...], _scale(q_ref.shape[1])
     first = pl.program_id(0) * launch.queries
@@ -249,13 +279,14 @@ def _queries_kernel(
         k = k_ref[at, :]
         scores = tiles.dot(spec.products, q, k, (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
-        weights = tiles.exp2(spec.products, scores * scale - normaliser[:, None])
+        weights = tiles.exp2(spec.products, scores, scale, -normaliser[:, None])
         d_weights = tiles.dot(spec.products, d_mixed, v_ref[at, :], (1, 1))
         d_scores = weights * (d_weights - along[:, None])
         return d_q + tiles.dot(spec.products, d_scores.astype(k.dtype), k)
 
-    d_q = _through_keys(launch, one, jnp.zeros(q.shape, jnp.float32))
-    d_q_ref[...] = (d_q / math.sqrt(q.shape[1])).astype(d_q_ref.dtype)
+    d_q = _through_keys(launch, one, jnp.zeros(q.shape, jnp.float32)) / math.sqrt(q.shape[1])
+    d_q_ref[...] = d_q.astype(d_q_ref.dtype)
+    d_bias_ref[...] = jnp.sum(d_q, 0)
 
 
 def _keys_kernel(
@@ -278,7 +309,7 @@ def _keys_kernel(
         q, d_mixed = q_ref[at, :], d_mixed_ref[at, :]
         scores_KQ = tiles.dot(spec.products, k, q, (1, 1))
         scores_KQ = _masked(scores_KQ, tile * launch.queries - first, 1) if diagonal else scores_KQ
-        weights_KQ = tiles.exp2(spec.products, scores_KQ * scale - normaliser_ref[at][None])
+        weights_KQ = tiles.exp2(spec.products, scores_KQ, scale, -normaliser_ref[at][None])
         d_v += tiles.dot(spec.products, weights_KQ.astype(v.dtype), d_mixed)
         d_weights_KQ = tiles.dot(spec.products, v, d_mixed, (1, 1))
         d_scores_KQ = weights_KQ * (d_weights_KQ - along_ref[at][None])
