@@ -333,7 +333,7 @@ def test_long_attention_is_that_of_plain_jax(dtype, launches, tokens, head_width
         return jax.nn.dot_product_attention(q + bias, k, v, is_causal=True, implementation="xla")
 
     def ours(q, k, v, bias):
-        return long_attention(INTERPRETED, q, k, v, bias, launches)
+        return long_attention(INTERPRETED, jnp.concatenate((q, k), 2), v, bias, launches)
 
     both = jax.jit(value_and_gradients, static_argnums=0)
     exact = both(plain, *(array.astype("float32") for array in (*qkv, bias, wanted)))
@@ -347,7 +347,12 @@ def test_long_attention_is_that_of_plain_jax(dtype, launches, tokens, head_width
 def test_long_attention_sees_no_later_token():
     q, k, v, _ = heads("float32")
     found = [
-        long_attention(INTERPRETED, q, k.at[:, 70:].mul(scale), v.at[:, 70:].add(scale), launches=Launches(MORE_KEYS))
+        long_attention(
+            INTERPRETED,
+            jnp.concatenate((q, k.at[:, 70:].mul(scale)), 2),
+            v.at[:, 70:].add(scale),
+            launches=Launches(MORE_KEYS),
+        )
         for scale in (1.0, 1000.0)
     ]
     np.testing.assert_array_equal(found[0][:, :70], found[1][:, :70])
@@ -357,8 +362,8 @@ def test_long_attention_sees_no_later_token():
 def test_long_attention_of_chains_is_that_of_one_chain():
     launches = Launches(MORE_QUERIES, MORE_QUERIES, MORE_KEYS)
 
-    def ours(*qkv):
-        return long_attention(INTERPRETED, *qkv, launches=launches)
+    def ours(q, k, v):
+        return long_attention(INTERPRETED, jnp.concatenate((q, k), 2), v, launches=launches)
 
     one_chain = jax.jit(lambda *arrays: value_and_gradients(ours, *arrays))
     arguments = heads("float32", batch=(3, 1))
@@ -381,8 +386,8 @@ def test_long_attention_is_taken_where_it_is_asked_for_and_fits(kernels, tokens,
 def test_long_attention_lowers_for_a_gpu(algorithm, dtype):
     products = Products(DotAlgorithmPreset[algorithm], interpret=False)
     both = functools.partial(value_and_gradients, functools.partial(long_attention, products))
-    shape = jax.ShapeDtypeStruct((3, 4, 256, 2, 32), dtype)
-    text = lowered_for_a_gpu(jax.vmap(both), *[shape] * 4).as_text()
+    shapes = [jax.ShapeDtypeStruct((3, 4, 256, heads, 32), dtype) for heads in (4, 2, 2)]
+    text = lowered_for_a_gpu(jax.vmap(both), *shapes).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 3
 
 

@@ -20,9 +20,8 @@ def causal_attention(
     key: Float[Array, "batch token head channel"],
     value: Float[Array, "batch token head channel"],
     kernels: Kernels = "auto",
-    query_bias: Float[Array, "head channel"] | None = None,
 ) -> Float[Array, "batch token head channel"]:
-    """Mixes the values of this and earlier tokens: softmax((q + b) k' / sqrt(channel)) v, a head at a time.
+    """Mixes the values of this and earlier tokens: softmax(q k' / sqrt(channel)) v, a head at a time.
 
     On a GPU a kernel that never writes the scores does it, at sizes that it takes: our own for narrow heads and for
     float32, cuDNN's for wider heads in half precision. Otherwise plain jax, whose scores take batch x head x token x
@@ -33,15 +32,32 @@ def causal_attention(
         key: what queries are held against.
         value: what is mixed.
         kernels: auto as above; xla without kernels of our own; pallas with them at every size that they take.
-        query_bias: in float32, which kernels of our own add without a pass over the queries; none by default.
     """
-    products = kernel_products(kernels, query.dtype.name)
-    cudnn = takes_cudnn(query.shape, query.dtype)
-    if products is not None and (kernels == "pallas" or query.shape[3] <= _NARROW or not cudnn):
+    return packed_causal_attention(jnp.concatenate((query, key), axis=2), value, kernels)
+
+
+def packed_causal_attention(
+    query_key: Float[Array, "batch token head2 channel"],
+    value: Float[Array, "batch token head channel"],
+    kernels: Kernels = "auto",
+    query_bias: Float[Array, "head channel"] | None = None,
+) -> Float[Array, "batch token head channel"]:
+    """The same where one product makes queries and keys, as kernels of our own take them.
+
+    Args:
+        query_key: queries of all heads, then keys of all heads.
+        value: as in `causal_attention`.
+        kernels: as in `causal_attention`.
+        query_bias: in float32, added to the queries, by kernels of our own without a pass over them; none by default.
+    """
+    products = kernel_products(kernels, value.dtype.name)
+    cudnn = takes_cudnn(value.shape, value.dtype)
+    if products is not None and (kernels == "pallas" or value.shape[3] <= _NARROW or not cudnn):
         from llcjax.models.kernels.long_attention import fits, long_attention  # Pallas loads slowly
 
-        if fits(query.shape[1], query.shape[3]):
-            return long_attention(products, query, key, value, query_bias)
+        if fits(value.shape[1], value.shape[3]):
+            return long_attention(products, query_key, value, query_bias)
+    query, key = jnp.split(query_key, 2, axis=2)
     query = query if query_bias is None else query + query_bias.astype(query.dtype)
     implementation = "cudnn" if cudnn else "xla"
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation=implementation)

@@ -9,7 +9,6 @@ Shape letters: B batch, T tokens, D model width, H heads, C head width, V vocabu
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from llcjax.models.attention import causal_attention
+from llcjax.models.attention import packed_causal_attention
 from llcjax.models.functional import functional
 from llcjax.models.half_linear import bias_of
 from llcjax.models.kernels import Kernels, kernel_products
@@ -129,20 +128,24 @@ class _Attention(nnx.Module):
         # 1, so that the bias of the values can go through the output map. Rows are flat in front of maps: XLA writes
         # transposed copies for the gradient of a matrix if it is a sum over two axes.
         few_passes = kernel_products(self.kernels, normed_BTD.dtype.name) is not None
-        seen_ND = (array_BTD.reshape(-1, array_BTD.shape[2]) for array_BTD in (placed_BTD, placed_BTD, normed_BTD))
-        heads_BTHC = (*normed_BTD.shape[:2], self.num_heads, -1)
+        normed_ND, placed_ND = (array_BTD.reshape(-1, array_BTD.shape[2]) for array_BTD in (normed_BTD, placed_BTD))
+        batch_and_tokens, bias_HC, bias_D = normed_BTD.shape[:2], None, bias_of(self.output)
         with jax.named_scope("qkv"):
-            q_BTHC, k_BTHC, v_BTHC = (
-                (_mapped(linear, rows_ND) if few_passes else linear(rows_ND)).reshape(heads_BTHC)
-                for linear, rows_ND in zip((self.query, self.key, self.value), seen_ND, strict=True)
-            )
+            if few_passes:
+                both = jnp.concatenate((self.query.kernel[...], self.key.kernel[...]), axis=1)
+                qk_NE, v_ND = placed_ND @ both.astype(placed_ND.dtype), _mapped(self.value, normed_ND)
+                bias_HC = bias_of(self.query).reshape(self.num_heads, -1)
+                bias_D = bias_D + bias_of(self.value) @ self.output.kernel[...]
+            else:
+                qk_NE = jnp.concatenate((self.query(placed_ND), self.key(placed_ND)), axis=1)
+                v_ND = self.value(normed_ND)
+            qk_BTGC = qk_NE.reshape(*batch_and_tokens, 2 * self.num_heads, -1)
+            v_BTHC = v_ND.reshape(*batch_and_tokens, self.num_heads, -1)
         with jax.named_scope("attention"):
-            bias_HC = bias_of(self.query).reshape(self.num_heads, -1) if few_passes else None
-            mixed_BTHC = causal_attention(q_BTHC, k_BTHC, v_BTHC, self.kernels, bias_HC)
+            mixed_BTHC = packed_causal_attention(qk_BTGC, v_BTHC, self.kernels, bias_HC)
         with jax.named_scope("output"):
-            added_BTD = _mapped(self.output, mixed_BTHC.reshape(-1, normed_BTD.shape[2])).reshape(normed_BTD.shape)
-            bias_D = bias_of(self.output)
-            return added_BTD, bias_D + bias_of(self.value) @ self.output.kernel[...] if few_passes else bias_D
+            mixed_ND = mixed_BTHC.reshape(normed_ND.shape)
+            return _mapped(self.output, mixed_ND).reshape(normed_BTD.shape), bias_D
 
     def pattern(self, placed_BTD: Float[Array, "B T D"]) -> Float[Array, "B H T T"]:
         """How much each token attends to itself and to earlier ones, which kernels never write."""

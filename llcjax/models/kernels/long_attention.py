@@ -11,7 +11,7 @@ of the queries, going through the keys, and once for those of keys and values, g
 diagonal on, with scores transposed as their products need them. Each gradient is added up by the one program that owns
 it, always in the same order. The method is that of arXiv 2307.08691.
 
-Shape letters: B batch, T tokens, H heads, C head width, Q queries and K keys of a tile, P tiles of queries.
+Shape letters: B batch, T tokens, H heads, G heads of queries and of keys, C head width, Q queries and K keys of a tile, P tiles of queries.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Launches(NamedTuple):
     """Of the three kernels; the defaults are the fastest of 40 on one NVIDIA H200, with heads of 32 in bfloat16."""
 
     forward: Launch = Launch(queries=64, keys=64, warps=4, stages=3)
-    queries: Launch = Launch(queries=64, keys=32, warps=4, stages=3)
+    queries: Launch = Launch(queries=64, keys=64, warps=4, stages=3)
     """Of the one for the gradients of the queries."""
     keys: Launch = Launch(queries=32, keys=64, warps=4, stages=3)
     """Of the one for the gradients of keys and values."""
@@ -81,8 +81,7 @@ def fits(num_tokens: int, head_width: int) -> bool:
 
 def long_attention(
     products: Products,
-    q_BTHC: Float[Array, "B T H C"],
-    k_BTHC: Float[Array, "B T H C"],
+    qk_BTGC: Float[Array, "B T G C"],
     v_BTHC: Float[Array, "B T H C"],
     bias_HC: Float[Array, "H C"] | None = None,
     launches: Launches = _LAUNCHES,
@@ -92,105 +91,126 @@ def long_attention(
     Args:
         products: how products of float32 values are computed, and whether to interpret the kernels; products of
             16-bit values are taken as they are, and added up in float32.
-        q_BTHC: queries, of sizes that `fits` accepts, all three of the dtype that the result has.
-        k_BTHC: what queries are held against.
-        v_BTHC: what is mixed.
+        qk_BTGC: queries of all heads, then the keys they are held against, of sizes that `fits` accepts: as one
+            product makes them, whose gradients are one product too.
+        v_BTHC: what is mixed, of the dtype of the first, which the result has too.
         bias_HC: of the queries, in float32; none by default.
         launches: how the kernels are cut up.
     """
-    algorithm = _HALF.get(q_BTHC.dtype.name, products.algorithm)
-    bias_HC = jnp.zeros(q_BTHC.shape[2:]) if bias_HC is None else bias_HC
-    return _attention(_Spec(products._replace(algorithm=algorithm), launches), q_BTHC, k_BTHC, v_BTHC, bias_HC)
+    algorithm = _HALF.get(v_BTHC.dtype.name, products.algorithm)
+    bias_HC = jnp.zeros(v_BTHC.shape[2:]) if bias_HC is None else bias_HC
+    return _attention(_Spec(products._replace(algorithm=algorithm), launches), qk_BTGC, v_BTHC, bias_HC)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array, bias_HC: Array) -> Float[Array, "B T H C"]:
-    return _forward(spec, q_BTHC, k_BTHC, v_BTHC, bias_HC)[0]
+def _attention(spec: _Spec, qk_BTGC: Array, v_BTHC: Array, bias_HC: Array) -> Float[Array, "B T H C"]:
+    return _forward(spec, qk_BTGC, v_BTHC, bias_HC)[0]
 
 
-def _forward(spec: _Spec, q_BTHC: Array, k_BTHC: Array, v_BTHC: Array, bias_HC: Array) -> tuple[Array, Any]:
-    kernel, launch = functools.partial(_forward_kernel, spec), spec.launches.forward
-    outputs = [q_BTHC, q_BTHC, _row_each(q_BTHC)]
-    mixed_BTHC, q_BTHC, normaliser_BHT = _call(
-        spec, kernel, launch, launch.queries, [q_BTHC, bias_HC], [k_BTHC, v_BTHC], outputs
-    )
-    return mixed_BTHC, (q_BTHC, k_BTHC, v_BTHC, mixed_BTHC, normaliser_BHT)
+def _forward(spec: _Spec, qk_BTGC: Array, v_BTHC: Array, bias_HC: Array) -> tuple[Array, Any]:
+    launch, (batch, tokens, heads, width) = spec.launches.forward, v_BTHC.shape
+    blocks = _Blocks(tokens, width, launch.queries)
+    normaliser_BHT = jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32)
+    inputs = [(blocks.all_heads(2 * heads), qk_BTGC), (blocks.bias, bias_HC), (blocks.head, v_BTHC)]
+    outputs = [(blocks.all_heads(2 * heads), qk_BTGC), (blocks.tile, v_BTHC), (blocks.tile_numbers, normaliser_BHT)]
+    grid = tokens // launch.queries, heads, batch
+    qk_BTGC, mixed_BTHC, normaliser_BHT = _call(spec, _forward_kernel, launch, grid, inputs, outputs, {0: 0})
+    return mixed_BTHC, (qk_BTGC, v_BTHC, mixed_BTHC, normaliser_BHT)
 
 
-def _backward(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> tuple[Array, Array, Array, Array]:
-    d_q_BTHC, along_BHT, d_bias_BPHC = _gradient_of_queries(spec, kept, d_mixed_BTHC)
-    d_k_BTHC, d_v_BTHC = _gradients_of_keys(spec, kept, d_mixed_BTHC, along_BHT)
-    return d_q_BTHC, d_k_BTHC, d_v_BTHC, jnp.sum(d_bias_BPHC, (0, 1))
+def _backward(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> tuple[Array, Array, Array]:
+    d_qk_BTGC, along_BHT, d_bias_BPHC = _gradient_of_queries(spec, kept, d_mixed_BTHC)
+    d_qk_BTGC, d_v_BTHC = _gradients_of_keys(spec, kept, d_mixed_BTHC, along_BHT, d_qk_BTGC)
+    return d_qk_BTGC, d_v_BTHC, jnp.sum(d_bias_BPHC, (0, 1))
 
 
 _attention.defvjp(_forward, _backward)
 
 
 def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Array]:
-    """Also what the softmax takes off the gradients of its weights, the same for all keys of a query, and sums.
+    """Beside room for those of the keys, with what the softmax takes off the gradients of its weights and with sums.
 
-    These are the gradients of the bias, of one program each.
+    The second is the same for all keys of a query. The sums, one of each program, are gradients of the bias.
     """
-    q_BTHC, k_BTHC, v_BTHC, mixed_BTHC, normaliser_BHT = kept
-    batch, tokens, heads, width = q_BTHC.shape
-    kernel, launch = functools.partial(_queries_kernel, spec), spec.launches.queries
-    own = [q_BTHC, mixed_BTHC, d_mixed_BTHC, normaliser_BHT]
-    sums_BPHC = jax.ShapeDtypeStruct((batch, tokens // launch.queries, heads, width), jnp.float32)
-    outputs = [q_BTHC, normaliser_BHT]
-    return _call(spec, kernel, launch, launch.queries, own, [k_BTHC, v_BTHC], outputs, sums_BPHC)
+    qk_BTGC, v_BTHC, mixed_BTHC, normaliser_BHT = kept
+    launch, (batch, tokens, heads, width) = spec.launches.queries, v_BTHC.shape
+    blocks = _Blocks(tokens, width, launch.queries)
+    inputs = [
+        (blocks.all_heads(2 * heads), qk_BTGC),
+        (blocks.head, v_BTHC),
+        (blocks.tile, mixed_BTHC),
+        (blocks.tile, d_mixed_BTHC),
+        (blocks.tile_numbers, normaliser_BHT),
+    ]
+    sums = jax.ShapeDtypeStruct((batch, tokens // launch.queries, heads, width), jnp.float32)
+    outputs = [(blocks.tile, qk_BTGC), (blocks.tile_numbers, normaliser_BHT), (blocks.one_row, sums)]
+    grid = tokens // launch.queries, heads, batch
+    return _call(spec, _queries_kernel, launch, grid, inputs, outputs)
 
 
-def _gradients_of_keys(spec: _Spec, kept: Any, d_mixed_BTHC: Array, along_BHT: Array) -> list[Array]:
-    """And of values."""
-    q_BTHC, k_BTHC, v_BTHC, _, normaliser_BHT = kept
-    kernel, launch = functools.partial(_keys_kernel, spec), spec.launches.keys
-    whole = [q_BTHC, d_mixed_BTHC, normaliser_BHT, along_BHT]
-    return _call(spec, kernel, launch, launch.keys, [k_BTHC, v_BTHC], whole, [k_BTHC, v_BTHC])
+def _gradients_of_keys(spec: _Spec, kept: Any, d_mixed_BTHC: Array, along_BHT: Array, d_qk_BTGC: Array) -> list[Array]:
+    """Beside those of the queries, and those of the values."""
+    qk_BTGC, v_BTHC, _, normaliser_BHT = kept
+    launch, (batch, tokens, heads, width) = spec.launches.keys, v_BTHC.shape
+    blocks = _Blocks(tokens, width, launch.keys)
+    inputs = [
+        (blocks.all_heads(2 * heads), qk_BTGC),
+        (blocks.tile, v_BTHC),
+        (blocks.head, d_mixed_BTHC),
+        (blocks.head_numbers, normaliser_BHT),
+        (blocks.head_numbers, along_BHT),
+        (blocks.tile_after(heads), d_qk_BTGC),
+    ]
+    outputs = [(blocks.tile_after(heads), qk_BTGC), (blocks.tile, v_BTHC)]
+    grid = tokens // launch.keys, heads, batch
+    return _call(spec, _keys_kernel, launch, grid, inputs, outputs, {5: 0})
 
 
-def _row_each(q_BTHC: Array) -> jax.ShapeDtypeStruct:
-    """A number in float32 for each query."""
-    batch, tokens, heads, _ = q_BTHC.shape
-    return jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32)
+class _Blocks:
+    """What a program sees of an array: those of a tile of rows of one head of a sequence, or more."""
+
+    def __init__(self, tokens: int, width: int, rows: int) -> None:
+        self.tokens, self.width = tokens, width
+        self.tile = pl.BlockSpec((None, rows, None, width), lambda tile, head, sequence: (sequence, tile, head, 0))
+        self.head = pl.BlockSpec((None, tokens, None, width), lambda tile, head, sequence: (sequence, 0, head, 0))
+        self.tile_numbers = pl.BlockSpec((None, None, rows), lambda tile, head, sequence: (sequence, head, tile))
+        self.head_numbers = pl.BlockSpec((None, None, tokens), lambda tile, head, sequence: (sequence, head, 0))
+        self.bias = pl.BlockSpec((None, width), lambda tile, head, sequence: (head, 0))
+        self.one_row = pl.BlockSpec((None, None, None, width), lambda tile, head, sequence: (sequence, tile, head, 0))
+
+    def tile_after(self, heads: int) -> pl.BlockSpec:
+        """Of the head that so many lie before."""
+        rows = self.tile.block_shape[1]
+        return pl.BlockSpec(
+            (None, rows, None, self.width), lambda tile, head, sequence: (sequence, tile, heads + head, 0)
+        )
+
+    def all_heads(self, heads: int) -> pl.BlockSpec:
+        """All rows of a sequence, of which a kernel reads those of its own head: one array is passed once."""
+        return pl.BlockSpec((None, self.tokens, heads, self.width), lambda tile, head, sequence: (sequence, 0, 0, 0))
 
 
 def _call(
     spec: _Spec,
     kernel: Callable[..., None],
     launch: Launch,
-    rows: int,
-    own: list[Array],
-    whole: list[Array],
-    outputs: list[Any],
-    *sums: Any,
+    grid: tuple[int, int, int],
+    inputs: list[tuple[pl.BlockSpec, Array]],
+    outputs: list[tuple[pl.BlockSpec, Any]],
+    aliases: dict[int, int] | None = None,
 ) -> list[Array]:
-    """Runs a kernel: a program sees some rows of one head of a sequence of `own` and `outputs`, all rows of `whole`.
-
-    Of a bias it sees that of its head, and of `sums` it leaves one row each.
-    """
-    batch, tokens, heads, width = own[0].shape
-    one_row = pl.BlockSpec((None, None, None, width), lambda tile, head, sequence: (sequence, tile, head, 0))
-    blocks = [_block(array, rows, lambda tile: tile) for array in own]
-    blocks += [_block(array, tokens, lambda tile: 0) for array in whole]
+    """Runs a kernel; an output of `aliases` is written where its input lies."""
     return pl.pallas_call(
-        kernel,
+        functools.partial(kernel, spec),
         # Programs of a sequence run next to each other, so that its keys and values are read from memory once.
-        grid=(tokens // rows, heads, batch),
-        in_specs=blocks,
-        out_specs=[_block(array, rows, lambda tile: tile) for array in outputs] + [one_row] * len(sums),
-        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (*outputs, *sums)],
+        grid=grid,
+        in_specs=[block for block, _ in inputs],
+        out_specs=[block for block, _ in outputs],
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for _, array in outputs],
+        input_output_aliases=aliases or {},
         interpret=spec.products.interpret,
         compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
-    )(*own, *whole)
-
-
-def _block(array: Any, rows: int, at: Callable[[Any], Any]) -> pl.BlockSpec:
-    """Rows of one head of one sequence."""
-    if array.ndim == 2:
-        return pl.BlockSpec((None, array.shape[1]), lambda tile, head, sequence: (head, 0))
-    if array.ndim == 3:
-        return pl.BlockSpec((None, None, rows), lambda tile, head, sequence: (sequence, head, at(tile)))
-    return pl.BlockSpec((None, rows, None, array.shape[3]), lambda tile, head, sequence: (sequence, at(tile), head, 0))
+    )(*(array for _, array in inputs))
 
 
 def _scale(head_width: int) -> float:
@@ -225,24 +245,18 @@ def _through_queries(launch: Launch, tokens: int, one: Callable[..., Any], carry
 
 
 def _forward_kernel(
-    spec: _Spec,
-    q_ref: Any,
-    bias_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    mixed_ref: Any,
-    biased_ref: Any,
-    normaliser_ref: Any,
+    spec: _Spec, qk_ref: Any, bias_ref: Any, v_ref: Any, biased_ref: Any, mixed_ref: Any, normaliser_ref: Any
 ) -> None:
-    launch, scale = spec.launches.forward, _scale(q_ref.shape[1])
-    first = pl.program_id(0) * launch.queries
-    q = (q_ref[...].astype(jnp.float32) + bias_ref[...][None]).astype(q_ref.dtype)
-    biased_ref[...] = q
+    launch, scale = spec.launches.forward, _scale(v_ref.shape[1])
+    first, head, key_head = pl.program_id(0) * launch.queries, pl.program_id(1), pl.num_programs(1) + pl.program_id(1)
+    own = pl.ds(first, launch.queries)
+    q = (qk_ref[own, head, :].astype(jnp.float32) + bias_ref[...][None]).astype(qk_ref.dtype)
+    biased_ref[own, head, :] = q  # in place, for backward
 
     def one(diagonal: bool, tile: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         mixed, largest, total = carry
         at = pl.ds(tile * launch.keys, launch.keys)
-        scores = tiles.dot(spec.products, q, k_ref[at, :], (1, 1))
+        scores = tiles.dot(spec.products, q, qk_ref[at, key_head, :], (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
         now = jnp.maximum(largest, jnp.max(scores, 1))
         weights = tiles.exp2(spec.products, scores, scale, (-now * scale)[:, None])
@@ -258,25 +272,25 @@ def _forward_kernel(
 
 def _queries_kernel(
     spec: _Spec,
-    q_ref: Any,
+    qk_ref: Any,
+    v_ref: Any,
     mixed_ref: Any,
     d_mixed_ref: Any,
     normaliser_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
     d_q_ref: Any,
     along_ref: Any,
     d_bias_ref: Any,
 ) -> None:
-    launch, q, scale = spec.launches.queries, q_ref[...], _scale(q_ref.shape[1])
-    first = pl.program_id(0) * launch.queries
+    launch, scale = spec.launches.queries, _scale(v_ref.shape[1])
+    first, head, key_head = pl.program_id(0) * launch.queries, pl.program_id(1), pl.num_programs(1) + pl.program_id(1)
+    q = qk_ref[pl.ds(first, launch.queries), head, :]
     d_mixed, normaliser = d_mixed_ref[...], normaliser_ref[...]
     along = jnp.sum(mixed_ref[...].astype(jnp.float32) * d_mixed.astype(jnp.float32), 1)
     along_ref[...] = along
 
     def one(diagonal: bool, tile: Array, d_q: Array) -> Array:
         at = pl.ds(tile * launch.keys, launch.keys)
-        k = k_ref[at, :]
+        k = qk_ref[at, key_head, :]
         scores = tiles.dot(spec.products, q, k, (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
         weights = tiles.exp2(spec.products, scores, scale, -normaliser[:, None])
@@ -291,22 +305,23 @@ def _queries_kernel(
 
 def _keys_kernel(
     spec: _Spec,
-    k_ref: Any,
+    qk_ref: Any,
     v_ref: Any,
-    q_ref: Any,
     d_mixed_ref: Any,
     normaliser_ref: Any,
     along_ref: Any,
+    _: Any,
     d_k_ref: Any,
     d_v_ref: Any,
 ) -> None:
-    launch, k, v, scale = spec.launches.keys, k_ref[...], v_ref[...], _scale(k_ref.shape[1])
-    first = pl.program_id(0) * launch.keys
+    launch, v, scale = spec.launches.keys, v_ref[...], _scale(v_ref.shape[1])
+    first, head, key_head = pl.program_id(0) * launch.keys, pl.program_id(1), pl.num_programs(1) + pl.program_id(1)
+    k = qk_ref[pl.ds(first, launch.keys), key_head, :]
 
     def one(diagonal: bool, tile: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         d_k, d_v = carry
         at = pl.ds(tile * launch.queries, launch.queries)
-        q, d_mixed = q_ref[at, :], d_mixed_ref[at, :]
+        q, d_mixed = qk_ref[at, head, :], d_mixed_ref[at, :]
         scores_KQ = tiles.dot(spec.products, k, q, (1, 1))
         scores_KQ = _masked(scores_KQ, tile * launch.queries - first, 1) if diagonal else scores_KQ
         weights_KQ = tiles.exp2(spec.products, scores_KQ, scale, -normaliser_ref[at][None])
@@ -316,6 +331,6 @@ def _keys_kernel(
         return d_k + tiles.dot(spec.products, d_scores_KQ.astype(k.dtype), q), d_v
 
     zeros = jnp.zeros(k.shape, jnp.float32)
-    d_k, d_v = _through_queries(launch, q_ref.shape[0], one, (zeros, zeros))
+    d_k, d_v = _through_queries(launch, d_mixed_ref.shape[0], one, (zeros, zeros))
     d_k_ref[...] = (d_k / math.sqrt(k.shape[1])).astype(d_k_ref.dtype)
     d_v_ref[...] = d_v.astype(d_v_ref.dtype)
