@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from llcjax.models.attention import packed_causal_attention
 from llcjax.models.functional import functional
-from llcjax.models.half_linear import bias_of
+from llcjax.models.half_linear import bias_of, mapped
 from llcjax.models.kernels import Kernels, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
 from llcjax.tasks.text import Losses, cross_entropy
@@ -133,7 +133,7 @@ class _Attention(nnx.Module):
         with jax.named_scope("qkv"):
             if few_passes:
                 both = jnp.concatenate((self.query.kernel[...], self.key.kernel[...]), axis=1)
-                qk_NE, v_ND = placed_ND @ both.astype(placed_ND.dtype), _mapped(self.value, normed_ND)
+                qk_NE, v_ND = mapped(placed_ND, both), mapped(normed_ND, self.value.kernel[...])
                 bias_HC = bias_of(self.query).reshape(self.num_heads, -1)
                 bias_D = bias_D + bias_of(self.value) @ self.output.kernel[...]
             else:
@@ -145,7 +145,7 @@ class _Attention(nnx.Module):
             mixed_BTHC = packed_causal_attention(qk_BTGC, v_BTHC, self.kernels, bias_HC)
         with jax.named_scope("output"):
             mixed_ND = mixed_BTHC.reshape(normed_ND.shape)
-            return _mapped(self.output, mixed_ND).reshape(normed_BTD.shape), bias_D
+            return mapped(mixed_ND, self.output.kernel[...]).reshape(normed_BTD.shape), bias_D
 
     def pattern(self, placed_BTD: Float[Array, "B T D"]) -> Float[Array, "B H T T"]:
         """How much each token attends to itself and to earlier ones, which kernels never write."""
@@ -253,11 +253,6 @@ def _normed(
     if positions_TD is None:
         return (normed_BTD,)
     return stream_BTD, normed_BTD, normed_BTD + positions_TD.astype(normed_BTD.dtype)
-
-
-def _mapped(linear: nnx.Linear, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
-    """A linear map without its bias."""
-    return x @ linear.kernel[...].astype(x.dtype)
 
 
 def _std(config: AttentionOnlyConfig) -> float:
