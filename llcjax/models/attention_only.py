@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from llcjax.models.attention import packed_causal_attention
 from llcjax.models.functional import functional
 from llcjax.models.half_linear import bias_of, mapped
-from llcjax.models.kernels import Kernels, kernel_products
+from llcjax.models.kernels import Kernels, Products, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
 from llcjax.tasks.text import Losses, cross_entropy
 from llcjax.types import ApplyFn, InitFn, Params
@@ -160,21 +160,8 @@ class _Block(nnx.Module):
     """Pre-norm attention. What it finds is added to the residual stream where the next norm reads it."""
 
     def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, kernels: Kernels, rngs: nnx.Rngs) -> None:
-        self.kernels: Kernels = kernels
         self.norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.attention = _Attention(config, dtype, kernels, rngs)
-
-    def entered(
-        self, stream_BTD: Float[Array, "B T D"], added: _Added | None, positions_TD: Float[Array, "T D"]
-    ) -> tuple[Float[Array, "B T D"], ...]:
-        """The stream, what values see of it, and what queries and keys see."""
-        return _normed(self.norm, self.kernels, stream_BTD, added, positions_TD)
-
-    def __call__(
-        self, stream_BTD: Float[Array, "B T D"], added: _Added | None, positions_TD: Float[Array, "T D"]
-    ) -> tuple[Float[Array, "B T D"], _Added]:
-        stream_BTD, normed_BTD, placed_BTD = self.entered(stream_BTD, added, positions_TD)
-        return stream_BTD, self.attention(normed_BTD, placed_BTD)
 
 
 class _LanguageModel(nnx.Module):
@@ -210,49 +197,82 @@ class _LanguageModel(nnx.Module):
 
     def _normed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What is mapped to logits."""
-        stream_BTD, added = self._embedded(tokens_BT), None
-        for block in self.blocks:
-            stream_BTD, added = block(stream_BTD, added, self.positions[: tokens_BT.shape[1]])
-        (normed_BTD,) = _normed(self.final_norm, self.kernels, stream_BTD, added)
+        *_, (_, _, stream_BTD, added) = self._walk(tokens_BT)
+        (normed_BTD,) = self._after(self.final_norm, stream_BTD, added)
         return normed_BTD
-
-    @jax.named_scope("embed")
-    def _embedded(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        # Rows are rounded after they are taken, so that their gradients are added up in float32: faster, and exact.
-        return jnp.take(self.embed[...], tokens_BT, axis=0).astype(self.activations)
 
     def patterns(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "L B H T T"]:
         """The attention of every head of every block."""
-        stream_BTD, added, found = self._embedded(tokens_BT), None, []
-        for block in self.blocks:
-            stream_BTD, normed_BTD, placed_BTD = block.entered(stream_BTD, added, self.positions[: tokens_BT.shape[1]])
-            found.append(block.attention.pattern(placed_BTD))
+        return jnp.stack([attention.pattern(placed_BTD) for attention, placed_BTD, *_ in self._walk(tokens_BT)])
+
+    def _walk(self, tokens_BT: Int[Array, "B T"]) -> Iterator[tuple[_Attention, Array, Array, _Added]]:
+        """Attention of each block, what its queries and keys see, the stream, and what is added to it."""
+        positions_TD = self.positions[: tokens_BT.shape[1]]
+        seen = self._embedded(self.blocks[0].norm, tokens_BT, positions_TD)
+        for block, following in zip(self.blocks, [*self.blocks[1:], None], strict=True):
+            stream_BTD, normed_BTD, placed_BTD = seen
             added = block.attention(normed_BTD, placed_BTD)
-        return jnp.stack(found)
+            yield block.attention, placed_BTD, stream_BTD, added
+            if following is not None:
+                seen = self._after(following.norm, stream_BTD, added, positions_TD)
 
+    @jax.named_scope("embed")
+    def _embedded(
+        self, norm: nnx.LayerNorm, tokens_BT: Int[Array, "B T"], positions_TD: Float[Array, "T D"]
+    ) -> tuple[Float[Array, "B T D"], ...]:
+        """The stream at its beginning, its norm, and the norm with positions."""
+        table_VD, products = self.embed[...], self._kernels_that_fit(tokens_BT.shape[1])
+        if products is not None:
+            from llcjax.models.kernels.residual_norm import Norm, embedding_norm  # Pallas loads slowly
 
-@jax.named_scope("norm")
-def _normed(
-    norm: nnx.LayerNorm,
-    kernels: Kernels,
-    stream_BTD: Float[Array, "B T D"],
-    added: _Added | None,
-    positions_TD: Float[Array, "T D"] | None = None,
-) -> tuple[Float[Array, "B T D"], ...]:
-    """The stream after a sum, its norm, and the norm with positions; without positions the norm alone."""
-    products = kernel_products(kernels, stream_BTD.dtype.name)
-    if products is not None:
-        from llcjax.models.kernels.residual_norm import fits, residual_norm  # Pallas loads slowly
+            parameters = Norm(*_scale_and_shift(norm), positions_TD)
+            return embedding_norm(products, self.activations, table_VD, tokens_BT, parameters)
+        # Rows are rounded after they are taken, so that their gradients are added up in float32: faster, and exact.
+        stream_BTD = jnp.take(table_VD, tokens_BT, axis=0).astype(self.activations)
+        return stream_BTD, *_with_positions(norm(stream_BTD), positions_TD)
 
-        if fits(*stream_BTD.shape[1:]):
-            return residual_norm(products, stream_BTD, added, norm.scale[...], norm.bias[...], positions_TD)
-    if added is not None:
-        added_BTD, bias_D = added
+    @jax.named_scope("norm")
+    def _after(
+        self,
+        norm: nnx.LayerNorm,
+        stream_BTD: Float[Array, "B T D"],
+        added: _Added,
+        positions_TD: Float[Array, "T D"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], ...]:
+        """The stream after a block, its norm, and the norm with positions; without positions the norm alone."""
+        (added_BTD, bias_D), products = added, self._kernels_that_fit(stream_BTD.shape[1])
+        if products is not None:
+            from llcjax.models.kernels.residual_norm import Norm, residual_norm  # Pallas loads slowly
+
+            parameters = Norm(*_scale_and_shift(norm), positions_TD)
+            return residual_norm(products, stream_BTD, added_BTD, bias_D, parameters)
         stream_BTD = stream_BTD + (added_BTD + bias_D.astype(added_BTD.dtype))
-    normed_BTD = norm(stream_BTD)
+        found = _with_positions(norm(stream_BTD), positions_TD)
+        return found if positions_TD is None else (stream_BTD, *found)
+
+    def _kernels_that_fit(self, num_tokens: int) -> Products | None:
+        """Those between blocks, where they are taken."""
+        products = kernel_products(self.kernels, self.activations.name)
+        if products is None:
+            return None
+        from llcjax.models.kernels.residual_norm import fits  # Pallas loads slowly
+
+        return products if fits(num_tokens, self.embed.shape[1]) else None
+
+
+def _with_positions(
+    normed_BTD: Float[Array, "B T D"], positions_TD: Float[Array, "T D"] | None
+) -> tuple[Float[Array, "B T D"], ...]:
     if positions_TD is None:
         return (normed_BTD,)
-    return stream_BTD, normed_BTD, normed_BTD + positions_TD.astype(normed_BTD.dtype)
+    return normed_BTD, normed_BTD + positions_TD.astype(normed_BTD.dtype)
+
+
+def _scale_and_shift(norm: nnx.LayerNorm) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+    scale, shift = norm.scale, norm.bias
+    if scale is None or shift is None:
+        raise ValueError("norm has no scale or no shift; make it with both, as flax does by default.")
+    return scale[...], shift[...]
 
 
 def _std(config: AttentionOnlyConfig) -> float:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-
 _GROUPS = 8
 
 
@@ -36,7 +35,7 @@ def bias_of(linear: nnx.Linear) -> Float[Array, " E"]:
 
 @jax.custom_vjp
 def mapped(x_ND: Float[Array, "N D"], weight_DE: Float[Array, "D E"]) -> Float[Array, "N E"]:
-    """x W in the dtype of x; the gradient of a float32 matrix is added up in float32, over groups of rows.
+    """X W in the dtype of x; the gradient of a float32 matrix is added up in float32, over groups of rows.
 
     On a GPU the product that is that gradient has few tiles and a long sum: one by cuBLAS for each group fills the
     device, one for all of them half of it.

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from llcjax._compat import CROSS_ENTROPY_KERNEL
 from llcjax.models.kernels import Products, tiles
 
-_FORWARD = tiles.Launch(rows=4, warps=1, tiles=1, stages=1)
+_FORWARD = tiles.Launch(rows=2, warps=1, tiles=1, stages=1)
 _BACKWARD = tiles.Launch(rows=2, warps=1, tiles=64, stages=1)
 _COLUMNS = 512
 """Most columns of a tile."""

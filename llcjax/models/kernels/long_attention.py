@@ -11,7 +11,8 @@ of the queries, going through the keys, and once for those of keys and values, g
 diagonal on, with scores transposed as their products need them. Each gradient is added up by the one program that owns
 it, always in the same order. The method is that of arXiv 2307.08691.
 
-Shape letters: B batch, T tokens, H heads, G heads of queries and of keys, C head width, Q queries and K keys of a tile, P tiles of queries.
+Shape letters: B batch, T tokens, H heads, G heads of queries and of keys, C head width, Q queries and K keys of a tile,
+P tiles of queries.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class _Blocks:
     """What a program sees of an array: those of a tile of rows of one head of a sequence, or more."""
 
     def __init__(self, tokens: int, width: int, rows: int) -> None:
-        self.tokens, self.width = tokens, width
+        self.tokens, self.width, self.rows = tokens, width, rows
         self.tile = pl.BlockSpec((None, rows, None, width), lambda tile, head, sequence: (sequence, tile, head, 0))
         self.head = pl.BlockSpec((None, tokens, None, width), lambda tile, head, sequence: (sequence, 0, head, 0))
         self.tile_numbers = pl.BlockSpec((None, None, rows), lambda tile, head, sequence: (sequence, head, tile))
@@ -180,9 +181,8 @@ class _Blocks:
 
     def tile_after(self, heads: int) -> pl.BlockSpec:
         """Of the head that so many lie before."""
-        rows = self.tile.block_shape[1]
         return pl.BlockSpec(
-            (None, rows, None, self.width), lambda tile, head, sequence: (sequence, tile, heads + head, 0)
+            (None, self.rows, None, self.width), lambda tile, head, sequence: (sequence, tile, heads + head, 0)
         )
 
     def all_heads(self, heads: int) -> pl.BlockSpec:

@@ -93,7 +93,7 @@ def dot(products: Products, a: Array, b: Array, sides: tuple[int, int] = (1, 0))
     return lax.dot_general(a, b, axes, precision=algorithm, preferred_element_type=jnp.float32)
 
 
-def exp2(products: Products, x: Float32[Array, "..."], scale: float = 1.0, shift: Any = 0.0) -> Float32[Array, "..."]:
+def exp2(products: Products, x: Float32[Array, ...], scale: float = 1.0, shift: Any = 0.0) -> Float32[Array, ...]:
     """2 ** (scale x + shift).
 
     On an NVIDIA GPU two instructions, or one where nothing is scaled, without those that would save what is below
