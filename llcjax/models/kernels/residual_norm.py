@@ -114,6 +114,8 @@ def _embedding_forward(
     products: Products, dtype: jnp.dtype, table_VD: Array, tokens_BT: Array, norm: Norm
 ) -> tuple[tuple[Array, ...], Any]:
     blocks = _Blocks(*tokens_BT.shape, table_VD.shape[1])
+    # Or XLA would draw the batch anew for each number that backward adds to the table.
+    tokens_BT = lax.optimization_barrier(tokens_BT)
     table = pl.BlockSpec(table_VD.shape, lambda tile, group: (0, 0))
     inputs = [(blocks.tokens, tokens_BT), (table, table_VD)]
     stream_BTD = jax.ShapeDtypeStruct((*tokens_BT.shape, table_VD.shape[1]), dtype)
