@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from benchmarks.harness import Measured, Options, Row, run
-from llcjax.bench import WORKLOADS, launch_config, suitable_workloads
+from llcjax.bench import WORKLOADS, launch_config, own_precision, suitable_workloads
 from llcjax.checkpoints import bank_of
 from llcjax.config import Precision
 from llcjax.job import Job, launch_args
@@ -129,7 +129,7 @@ def measure(options: Options) -> Measured:
     found = []
     for name in names:
         runs = 4 if cpu or name.startswith("language") else 64
-        found += rows(name, "highest" if cpu else "bf16" if name.endswith("bf16") else "tf32", runs, 3 if cpu else 20)
+        found += rows(name, own_precision(name), runs, 3 if cpu else 20)
     return Measured(
         title="Where the time of a chain step goes",
         rows=found,

@@ -133,9 +133,23 @@ ON_CPU = ("toy", "mlp", "regression")
 """Those for a CPU, which would interpret kernels, has no bfloat16 and is too slow for the language model."""
 
 
-def default_runs() -> tuple[int, ...]:
-    """Numbers of chains that show the knee of the curve on this device."""
-    return (4, 16, 64) if jax.default_backend() == "cpu" else (8, 32, 128, 512)
+def default_runs(name: str) -> tuple[int, ...]:
+    """Numbers of chains that show the knee of a workload's curve on this device."""
+    if jax.default_backend() == "cpu":
+        return (4, 16, 64)
+    return (1, 4, 16) if name.startswith("language") else (8, 32, 128, 512)
+
+
+def default_draws(name: str) -> int:
+    """Steps of a chunk of a workload, so many that the host's share is small."""
+    return 20 if name.startswith("language") else 100
+
+
+def own_precision(name: str) -> Precision:
+    """That of the products of a workload where a device has several: the fastest that suits its activations."""
+    if jax.default_backend() == "cpu":
+        return "highest"
+    return "bf16" if name.endswith("bf16") else "tf32"
 
 
 def suitable_workloads() -> list[str]:
@@ -240,7 +254,7 @@ def rows(
     runs: Sequence[int] = (),
     *,
     precision: Precision = "highest",
-    num_draws: int = 100,
+    num_draws: int | None = None,
     repeats: int = 5,
 ) -> list[dict[str, Any]]:
     """A table of throughputs: what `llcjax bench` prints.
@@ -250,13 +264,14 @@ def rows(
         names: workloads; none = all that suit the device.
         runs: numbers of chains; none = those that suit the device.
         precision: of the matrix products.
-        num_draws: steps of a chunk.
+        num_draws: steps of a chunk; None = as many as suit the workload.
         repeats: chunks that are timed.
     """
     found = []
     for name in names or suitable_workloads():
-        for count in runs or default_runs():
-            one = throughput(name, count, precision=precision, num_draws=num_draws, repeats=repeats)
+        for count in runs or default_runs(name):
+            draws = num_draws or default_draws(name)
+            one = throughput(name, count, precision=precision, num_draws=draws, repeats=repeats)
             share = one.share_of(best)
             found.append({
                 "workload": name,

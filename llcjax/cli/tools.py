@@ -60,8 +60,8 @@ class _BenchOptions:
     """Numbers of chains at once; none = those that suit the device."""
     precision: Precision = "highest"
     """Of the matrix products."""
-    draws: int = 100
-    """Steps between two visits of the host."""
+    draws: int | None = None
+    """Steps between two visits of the host; none = 100, and 20 of the language model."""
     repeats: int = 5
     """Timed pieces; the median counts."""
     out: Path | None = None
@@ -95,7 +95,7 @@ def run_benchmark(arguments: list[str]) -> None:
     """`bench`."""
     options = parse(_BenchOptions, arguments, "llcjax bench")
     _check_file(options.out)
-    if min((options.draws, options.repeats, *options.runs)) < 1:
+    if min((1 if options.draws is None else options.draws, options.repeats, *options.runs)) < 1:
         raise ValueError(f"draws={options.draws}, repeats={options.repeats}, runs={options.runs} must be at least 1.")
     bench.check_workloads(options.workloads)
     best = bench.ceilings(options.precision, options.repeats)
