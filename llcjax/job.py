@@ -152,7 +152,7 @@ class Job:
         return self.per_example and 2 * num_examples <= draws * config.batch_size
 
     def step_flops(self) -> float | None:
-        """Floating-point operations of one step of one chain, as the compiler counts them; None where it cannot."""
+        """Floating-point operations of one step of one chain, of its products; None where there are none."""
         config = self.config
         paired = config.baseline == "paired" and not self.looks_up
         count = functools.partial(loss_flops, self.loss_fn, paired=paired)

@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.85
 # Work of one step of a launch beyond which a device gains nothing from more runs, in floating-point operations; the
 # knee of the throughput curve (benchmarks/throughput.py). Memory is no guide: long before it is full, a GPU is busy
 # and a CPU's caches have spilled.
-FULL_STEP = {"cpu": 2e9, "gpu": 4e11, "tpu": 4e11}
+FULL_STEP = {"cpu": 2e9, "gpu": 8e11, "tpu": 8e11}
 LEAST_RUNS, MOST_RUNS = {"cpu": 4, "gpu": 4, "tpu": 4}, {"cpu": 64, "gpu": 8192, "tpu": 8192}
 RUNS_OF_UNKNOWN_WORK = {"cpu": 16, "gpu": 128, "tpu": 128}
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Key
 from llcjax import _compat, trees
 from llcjax.chain import ChainState
 from llcjax.data import pieces
+from llcjax.flops import product_flops
 from llcjax.posterior import ExampleLosses, Loss, evaluate
 from llcjax.runs import ProgramSpec, Recorded, Runs
 from llcjax.types import Batch, LossFn, Params, PRNGKey
@@ -166,12 +167,11 @@ def loss_flops(loss_fn: LossFn, params: Params, batch: Batch, *, paired: bool) -
         paired: adds the loss of the anchor.
 
     Returns:
-        What the compiler counts before it optimises; None where it does not say, or sees only a kernel of ours.
+        Those of its products; None where there are none, and nobody can tell.
     """
 
     def step(params: Params, batch: Batch) -> Any:
         gradient = jax.value_and_grad(lambda p: evaluate(loss_fn, p, batch).mean)(params)
         return gradient, evaluate(loss_fn, params, batch).mean if paired else None
 
-    counted: Any = jax.jit(step).lower(params, batch).cost_analysis()
-    return float(counted["flops"]) if counted and counted.get("flops", 0) > 0 else None
+    return product_flops(step, params, batch) or None

@@ -109,13 +109,12 @@ def _attention(spec: _Spec, qk_BTGC: Array, v_BTHC: Array, bias_HC: Array) -> Fl
 
 
 def _forward(spec: _Spec, qk_BTGC: Array, v_BTHC: Array, bias_HC: Array) -> tuple[Array, Any]:
-    launch, (batch, tokens, heads, width) = spec.launches.forward, v_BTHC.shape
-    blocks = _Blocks(tokens, width, launch.queries)
+    launch, (batch, tokens, heads, _) = spec.launches.forward, v_BTHC.shape
+    blocks = _Blocks(v_BTHC.shape, launch.queries)
     normaliser_BHT = jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32)
-    inputs = [(blocks.all_heads(2 * heads), qk_BTGC), (blocks.bias, bias_HC), (blocks.head, v_BTHC)]
-    outputs = [(blocks.all_heads(2 * heads), qk_BTGC), (blocks.tile, v_BTHC), (blocks.tile_numbers, normaliser_BHT)]
-    grid = tokens // launch.queries, heads, batch
-    qk_BTGC, mixed_BTHC, normaliser_BHT = _call(spec, _forward_kernel, launch, grid, inputs, outputs, {0: 0})
+    inputs = [(blocks.queries_and_keys, qk_BTGC), (blocks.bias, bias_HC), (blocks.head, v_BTHC)]
+    outputs = [(blocks.queries_and_keys, qk_BTGC), (blocks.tile, v_BTHC), (blocks.tile_numbers, normaliser_BHT)]
+    qk_BTGC, mixed_BTHC, normaliser_BHT = _call(spec, _forward_kernel, launch, blocks, inputs, outputs, 2, {0: 0})
     return mixed_BTHC, (qk_BTGC, v_BTHC, mixed_BTHC, normaliser_BHT)
 
 
@@ -135,9 +134,9 @@ def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Ar
     """
     qk_BTGC, v_BTHC, mixed_BTHC, normaliser_BHT = kept
     launch, (batch, tokens, heads, width) = spec.launches.queries, v_BTHC.shape
-    blocks = _Blocks(tokens, width, launch.queries)
+    blocks = _Blocks(v_BTHC.shape, launch.queries)
     inputs = [
-        (blocks.all_heads(2 * heads), qk_BTGC),
+        (blocks.queries_and_keys, qk_BTGC),
         (blocks.head, v_BTHC),
         (blocks.tile, mixed_BTHC),
         (blocks.tile, d_mixed_BTHC),
@@ -145,33 +144,34 @@ def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Ar
     ]
     sums = jax.ShapeDtypeStruct((batch, tokens // launch.queries, heads, width), jnp.float32)
     outputs = [(blocks.tile, qk_BTGC), (blocks.tile_numbers, normaliser_BHT), (blocks.one_row, sums)]
-    grid = tokens // launch.queries, heads, batch
-    return _call(spec, _queries_kernel, launch, grid, inputs, outputs)
+    return _call(spec, _queries_kernel, launch, blocks, inputs, outputs, 3)
 
 
 def _gradients_of_keys(spec: _Spec, kept: Any, d_mixed_BTHC: Array, along_BHT: Array, d_qk_BTGC: Array) -> list[Array]:
     """Beside those of the queries, and those of the values."""
     qk_BTGC, v_BTHC, _, normaliser_BHT = kept
-    launch, (batch, tokens, heads, width) = spec.launches.keys, v_BTHC.shape
-    blocks = _Blocks(tokens, width, launch.keys)
+    launch = spec.launches.keys
+    blocks = _Blocks(v_BTHC.shape, launch.keys)
     inputs = [
-        (blocks.all_heads(2 * heads), qk_BTGC),
+        (blocks.queries_and_keys, qk_BTGC),
         (blocks.tile, v_BTHC),
         (blocks.head, d_mixed_BTHC),
         (blocks.head_numbers, normaliser_BHT),
         (blocks.head_numbers, along_BHT),
-        (blocks.tile_after(heads), d_qk_BTGC),
+        (blocks.key_tile, d_qk_BTGC),
     ]
-    outputs = [(blocks.tile_after(heads), qk_BTGC), (blocks.tile, v_BTHC)]
-    grid = tokens // launch.keys, heads, batch
-    return _call(spec, _keys_kernel, launch, grid, inputs, outputs, {5: 0})
+    outputs = [(blocks.key_tile, qk_BTGC), (blocks.tile, v_BTHC)]
+    return _call(spec, _keys_kernel, launch, blocks, inputs, outputs, 4, {5: 0})
 
 
 class _Blocks:
     """What a program sees of an array: those of a tile of rows of one head of a sequence, or more."""
 
-    def __init__(self, tokens: int, width: int, rows: int) -> None:
-        self.tokens, self.width, self.rows = tokens, width, rows
+    def __init__(self, shape: tuple[int, ...], rows: int) -> None:
+        batch, tokens, heads, width = shape
+        self.tokens, self.width = tokens, width
+        # Programs of a sequence run next to each other, so that its keys and values are read from memory once.
+        self.grid = tokens // rows, heads, batch
         self.tile = pl.BlockSpec((None, rows, None, width), lambda tile, head, sequence: (sequence, tile, head, 0))
         self.head = pl.BlockSpec((None, tokens, None, width), lambda tile, head, sequence: (sequence, 0, head, 0))
         self.tile_numbers = pl.BlockSpec((None, None, rows), lambda tile, head, sequence: (sequence, head, tile))
@@ -179,35 +179,42 @@ class _Blocks:
         self.bias = pl.BlockSpec((None, width), lambda tile, head, sequence: (head, 0))
         self.one_row = pl.BlockSpec((None, None, None, width), lambda tile, head, sequence: (sequence, tile, head, 0))
 
-    def tile_after(self, heads: int) -> pl.BlockSpec:
-        """Of the head that so many lie before."""
-        return pl.BlockSpec(
-            (None, self.rows, None, self.width), lambda tile, head, sequence: (sequence, tile, heads + head, 0)
+        # Of keys, which lie after the queries.
+        self.key_tile = pl.BlockSpec(
+            (None, rows, None, width), lambda tile, head, sequence: (sequence, tile, heads + head, 0)
         )
-
-    def all_heads(self, heads: int) -> pl.BlockSpec:
-        """All rows of a sequence, of which a kernel reads those of its own head: one array is passed once."""
-        return pl.BlockSpec((None, self.tokens, heads, self.width), lambda tile, head, sequence: (sequence, 0, 0, 0))
+        # Of both, of all heads: what is written in place can be passed once only.
+        self.queries_and_keys = pl.BlockSpec(
+            (None, tokens, 2 * heads, width), lambda tile, head, sequence: (sequence, 0, 0, 0)
+        )
 
 
 def _call(
     spec: _Spec,
     kernel: Callable[..., None],
     launch: Launch,
-    grid: tuple[int, int, int],
+    blocks: _Blocks,
     inputs: list[tuple[pl.BlockSpec, Array]],
     outputs: list[tuple[pl.BlockSpec, Any]],
+    num_products: int,
     aliases: dict[int, int] | None = None,
 ) -> list[Array]:
     """Runs a kernel; an output of `aliases` is written where its input lies."""
+    (_, heads, batch), largest = blocks.grid, max(launch.queries, launch.keys)
+    scores = batch * heads * blocks.tokens * (blocks.tokens + largest) // 2
+    arrays = [array for _, array in (*inputs, *outputs)]
     return pl.pallas_call(
         functools.partial(kernel, spec),
-        # Programs of a sequence run next to each other, so that its keys and values are read from memory once.
-        grid=grid,
+        grid=blocks.grid,
         in_specs=[block for block, _ in inputs],
         out_specs=[block for block, _ in outputs],
         out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for _, array in outputs],
         input_output_aliases=aliases or {},
+        cost_estimate=pl.CostEstimate(
+            flops=2 * num_products * scores * blocks.width,
+            transcendentals=scores,
+            bytes_accessed=sum(array.size * array.dtype.itemsize for array in arrays),
+        ),
         interpret=spec.products.interpret,
         compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
     )(*(array for _, array in inputs))
