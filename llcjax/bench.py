@@ -275,7 +275,7 @@ def rows(
     found = []
     for name in names or suitable_workloads():
         for count in runs or default_runs(name):
-            draws = num_draws or default_draws(name)
+            draws = default_draws(name) if num_draws is None else num_draws
             one = throughput(name, count, precision=precision, num_draws=draws, repeats=repeats)
             share = one.share_of(best)
             found.append({

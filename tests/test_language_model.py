@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from llcjax.models import AttentionOnlyConfig, attention_only
+from llcjax.models.attention_only import attention_only_losses
 from llcjax.posterior import check_loss_shape, evaluate
-from llcjax.tasks.text import cross_entropy, next_token_loss
+from llcjax.tasks.text import cross_entropy, loss_of_next_tokens, next_token_loss
 from llcjax.trees import num_params
 
 TINY = AttentionOnlyConfig(num_layers=2, num_heads=2, model_width=8, num_tokens=6, vocabulary=11)
@@ -138,3 +139,29 @@ def test_activations_in_bfloat16_round_and_no_more(model):
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="model_width=10 is not a multiple of num_heads=4"):
         AttentionOnlyConfig(model_width=10, num_heads=4)
+
+
+@pytest.mark.parametrize("kernels", ["xla", "pallas"])
+def test_sequences_beyond_the_positions_are_refused(kernels):
+    config = AttentionOnlyConfig(num_heads=2, model_width=64, num_tokens=128, vocabulary=50)
+    init, apply = attention_only(config, kernels=kernels)
+    with pytest.raises(ValueError, match="longer than the 128 positions"):
+        apply(init(jax.random.key(0)), jnp.zeros((2, 256), "int32"))
+
+
+def test_plain_jax_has_hessian_vector_products():
+    init, _ = attention_only(TINY)
+    params = init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, TINY.num_tokens), 0, TINY.vocabulary)
+    loss_fn = loss_of_next_tokens(attention_only_losses(TINY, kernels="xla"))
+    direction = jax.tree.map(jnp.ones_like, params)
+
+    def gradient(size):
+        return jax.grad(lambda p: evaluate(loss_fn, p, tokens).mean)(
+            jax.tree.map(lambda leaf, along: leaf + size * along, params, direction)
+        )
+
+    product = jax.jvp(gradient, (0.0,), (1.0,))[1]
+    near = jax.tree.map(lambda more, less: (more - less) / 2e-3, gradient(1e-3), gradient(-1e-3))
+    for one, other in zip(jax.tree.leaves(product), jax.tree.leaves(near), strict=True):
+        assert float(jnp.linalg.norm(one - other)) <= 2e-2 * float(jnp.linalg.norm(one)) + 1e-5

@@ -95,7 +95,7 @@ def run_benchmark(arguments: list[str]) -> None:
     """`bench`."""
     options = parse(_BenchOptions, arguments, "llcjax bench")
     _check_file(options.out)
-    if min((1 if options.draws is None else options.draws, options.repeats, *options.runs)) < 1:
+    if any(number is not None and number < 1 for number in (options.draws, options.repeats, *options.runs)):
         raise ValueError(f"draws={options.draws}, repeats={options.repeats}, runs={options.runs} must be at least 1.")
     bench.check_workloads(options.workloads)
     best = bench.ceilings(options.precision, options.repeats)

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from llcjax.models.attention import packed_causal_attention
+from llcjax.models.attention import attention_products, causal_attention
 from llcjax.models.functional import functional
 from llcjax.models.half_linear import bias_of, mapped
-from llcjax.models.kernels import Kernels, Products, kernel_products
+from llcjax.models.kernels import NORM_EPSILON, Kernels, Products, kernel_products
 from llcjax.models.sizes import Activations, check_sizes
 from llcjax.tasks.text import Losses, cross_entropy
 from llcjax.types import ApplyFn, InitFn, Params
@@ -123,28 +123,40 @@ class _Attention(nnx.Module):
         )
 
     def __call__(self, normed_BTD: Float[Array, "B T D"], placed_BTD: Float[Array, "B T D"]) -> _Added:
-        # Where kernels are taken, a pass that adds a bias to rows takes as long as a map of them. A bias of the keys
-        # adds the same to all scores of a query, which the softmax takes off again. The weights of a softmax add up to
-        # 1, so that the bias of the values can go through the output map. Rows are flat in front of maps: XLA writes
-        # transposed copies for the gradient of a matrix if it is a sum over two axes.
-        few_passes = kernel_products(self.kernels, normed_BTD.dtype.name) is not None
-        normed_ND, placed_ND = (array_BTD.reshape(-1, array_BTD.shape[2]) for array_BTD in (normed_BTD, placed_BTD))
-        batch_and_tokens, bias_HC, bias_D = normed_BTD.shape[:2], None, bias_of(self.output)
+        heads_BTHC = (*normed_BTD.shape[:2], self.num_heads, normed_BTD.shape[2] // self.num_heads)
+        products = attention_products(heads_BTHC, normed_BTD.dtype, self.kernels)
+        if products is not None:
+            return self._by_kernels(products, normed_BTD, placed_BTD)
         with jax.named_scope("qkv"):
-            if few_passes:
-                both = jnp.concatenate((self.query.kernel[...], self.key.kernel[...]), axis=1)
-                qk_NE, v_ND = mapped(placed_ND, both), mapped(normed_ND, self.value.kernel[...])
-                bias_HC = bias_of(self.query).reshape(self.num_heads, -1)
-                bias_D = bias_D + bias_of(self.value) @ self.output.kernel[...]
-            else:
-                qk_NE = jnp.concatenate((self.query(placed_ND), self.key(placed_ND)), axis=1)
-                v_ND = self.value(normed_ND)
-            qk_BTGC = qk_NE.reshape(*batch_and_tokens, 2 * self.num_heads, -1)
-            v_BTHC = v_ND.reshape(*batch_and_tokens, self.num_heads, -1)
+            parts = self.query(placed_BTD), self.key(placed_BTD), self.value(normed_BTD)
         with jax.named_scope("attention"):
-            mixed_BTHC = packed_causal_attention(qk_BTGC, v_BTHC, self.kernels, bias_HC)
+            mixed_BTHC = causal_attention(*(part_BTD.reshape(heads_BTHC) for part_BTD in parts))
         with jax.named_scope("output"):
-            mixed_ND = mixed_BTHC.reshape(normed_ND.shape)
+            kernel_DD = self.output.kernel[...].astype(mixed_BTHC.dtype)
+            return mixed_BTHC.reshape(normed_BTD.shape) @ kernel_DD, bias_of(self.output)
+
+    def _by_kernels(
+        self, products: Products, normed_BTD: Float[Array, "B T D"], placed_BTD: Float[Array, "B T D"]
+    ) -> _Added:
+        """The same with as few passes over rows as there can be: one that adds a bias takes as long as a map.
+
+        A bias of the keys adds the same to all scores of a query, which the softmax takes off again. The weights of a
+        softmax add up to 1, so that the bias of the values can go through the output map. Rows are flat in front of
+        maps: XLA writes transposed copies for the gradient of a matrix if it is a sum over two axes.
+        """
+        from llcjax.models.kernels.long_attention import long_attention  # Pallas loads slowly
+
+        normed_ND, placed_ND = (array_BTD.reshape(-1, array_BTD.shape[2]) for array_BTD in (normed_BTD, placed_BTD))
+        batch, tokens, width = normed_BTD.shape
+        with jax.named_scope("qkv"):
+            both_DE = jnp.concatenate((self.query.kernel[...], self.key.kernel[...]), axis=1)
+            qk_BTGC = mapped(placed_ND, both_DE).reshape(batch, tokens, 2 * self.num_heads, -1)
+            v_BTHC = mapped(normed_ND, self.value.kernel[...]).reshape(batch, tokens, self.num_heads, -1)
+        with jax.named_scope("attention"):
+            bias_HC = bias_of(self.query).reshape(self.num_heads, -1)
+            mixed_ND = long_attention(products, qk_BTGC, v_BTHC, bias_HC).reshape(-1, width)
+        with jax.named_scope("output"):
+            bias_D = bias_of(self.output) + bias_of(self.value) @ self.output.kernel[...]
             return mapped(mixed_ND, self.output.kernel[...]).reshape(normed_BTD.shape), bias_D
 
     def pattern(self, placed_BTD: Float[Array, "B T D"]) -> Float[Array, "B H T T"]:
@@ -160,7 +172,7 @@ class _Block(nnx.Module):
     """Pre-norm attention. What it finds is added to the residual stream where the next norm reads it."""
 
     def __init__(self, config: AttentionOnlyConfig, dtype: jnp.dtype, kernels: Kernels, rngs: nnx.Rngs) -> None:
-        self.norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(config.model_width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.attention = _Attention(config, dtype, kernels, rngs)
 
 
@@ -174,7 +186,7 @@ class _LanguageModel(nnx.Module):
         self.embed = nnx.Param(spread(rngs.params(), (config.vocabulary, config.model_width), jnp.float32))
         self.positions = nnx.Param(spread(rngs.params(), (config.num_tokens, config.model_width), jnp.float32))
         self.blocks = nnx.List([_Block(config, dtype, kernels, rngs) for _ in range(config.num_layers)])
-        self.final_norm = nnx.LayerNorm(config.model_width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.final_norm = nnx.LayerNorm(config.model_width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
         self.unembed = nnx.Linear(config.model_width, config.vocabulary, kernel_init=spread, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T V"]:
@@ -197,24 +209,30 @@ class _LanguageModel(nnx.Module):
 
     def _normed(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """What is mapped to logits."""
-        *_, (_, _, stream_BTD, added) = self._walk(tokens_BT)
-        (normed_BTD,) = self._after(self.final_norm, stream_BTD, added)
-        return normed_BTD
+        return self._run(tokens_BT)[0]
 
     def patterns(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "L B H T T"]:
         """The attention of every head of every block."""
-        return jnp.stack([attention.pattern(placed_BTD) for attention, placed_BTD, *_ in self._walk(tokens_BT)])
+        _, seen = self._run(tokens_BT)
+        return jnp.stack([block.attention.pattern(seen_BTD) for block, seen_BTD in zip(self.blocks, seen, strict=True)])
 
-    def _walk(self, tokens_BT: Int[Array, "B T"]) -> Iterator[tuple[_Attention, Array, Array, _Added]]:
-        """Attention of each block, what its queries and keys see, the stream, and what is added to it."""
-        positions_TD = self.positions[: tokens_BT.shape[1]]
-        seen = self._embedded(self.blocks[0].norm, tokens_BT, positions_TD)
-        for block, following in zip(self.blocks, [*self.blocks[1:], None], strict=True):
-            stream_BTD, normed_BTD, placed_BTD = seen
+    def _run(self, tokens_BT: Int[Array, "B T"]) -> tuple[Float[Array, "B T D"], list[Float[Array, "B T D"]]]:
+        """What is mapped to logits, and what queries and keys of each block see."""
+        length, first, seen = tokens_BT.shape[1], self.blocks[0], []
+        if length > len(self.positions):
+            raise ValueError(
+                f"tokens of shape {tokens_BT.shape} are longer than the {len(self.positions)} positions of the model; "
+                "cut them to that length."
+            )
+        positions_TD = self.positions[:length]
+        stream_BTD, normed_BTD, placed_BTD = self._embedded(first.norm, tokens_BT, positions_TD)
+        added = first.attention(normed_BTD, placed_BTD)
+        seen.append(placed_BTD)
+        for block in self.blocks[1:]:
+            stream_BTD, normed_BTD, placed_BTD = self._after(block.norm, stream_BTD, added, positions_TD)
             added = block.attention(normed_BTD, placed_BTD)
-            yield block.attention, placed_BTD, stream_BTD, added
-            if following is not None:
-                seen = self._after(following.norm, stream_BTD, added, positions_TD)
+            seen.append(placed_BTD)
+        return self._after(self.final_norm, stream_BTD, added)[0], seen
 
     @jax.named_scope("embed")
     def _embedded(

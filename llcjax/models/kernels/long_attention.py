@@ -109,6 +109,10 @@ def _attention(spec: _Spec, qk_BTGC: Array, v_BTHC: Array, bias_HC: Array) -> Fl
 
 
 def _forward(spec: _Spec, qk_BTGC: Array, v_BTHC: Array, bias_HC: Array) -> tuple[Array, Any]:
+    """Backward keeps queries with their bias, written in place.
+
+    That is safe because a program reads no queries but those it writes, and no program writes keys.
+    """
     launch, (batch, tokens, heads, _) = spec.launches.forward, v_BTHC.shape
     blocks = _Blocks(v_BTHC.shape, launch.queries)
     normaliser_BHT = jax.ShapeDtypeStruct((batch, heads, tokens), jnp.float32)
@@ -128,9 +132,10 @@ _attention.defvjp(_forward, _backward)
 
 
 def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Array]:
-    """Beside room for those of the keys, with what the softmax takes off the gradients of its weights and with sums.
+    """Returns d_qk with only its half of queries written, and two more arrays.
 
-    The second is the same for all keys of a query. The sums, one of each program, are gradients of the bias.
+    The first, of each query, is what the softmax takes off the gradients of its weights. The second, of each program,
+    is a sum of gradients of its queries, to be added up to that of the bias.
     """
     qk_BTGC, v_BTHC, mixed_BTHC, normaliser_BHT = kept
     launch, (batch, tokens, heads, width) = spec.launches.queries, v_BTHC.shape
@@ -148,7 +153,7 @@ def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Ar
 
 
 def _gradients_of_keys(spec: _Spec, kept: Any, d_mixed_BTHC: Array, along_BHT: Array, d_qk_BTGC: Array) -> list[Array]:
-    """Beside those of the queries, and those of the values."""
+    """Returns d_qk with its half of keys written too, in place, and the gradients of the values."""
     qk_BTGC, v_BTHC, _, normaliser_BHT = kept
     launch = spec.launches.keys
     blocks = _Blocks(v_BTHC.shape, launch.keys)
@@ -258,7 +263,7 @@ def _forward_kernel(
     first, head, key_head = pl.program_id(0) * launch.queries, pl.program_id(1), pl.num_programs(1) + pl.program_id(1)
     own = pl.ds(first, launch.queries)
     q = (qk_ref[own, head, :].astype(jnp.float32) + bias_ref[...][None]).astype(qk_ref.dtype)
-    biased_ref[own, head, :] = q  # in place, for backward
+    biased_ref[own, head, :] = q  # where it was read
 
     def one(diagonal: bool, tile: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         mixed, largest, total = carry
@@ -266,7 +271,7 @@ def _forward_kernel(
         scores = tiles.dot(spec.products, q, qk_ref[at, key_head, :], (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
         now = jnp.maximum(largest, jnp.max(scores, 1))
-        weights = tiles.exp2(spec.products, scores, scale, (-now * scale)[:, None])
+        weights = tiles.scaled_exp2(spec.products, scores, scale, (-now * scale)[:, None])
         fade = tiles.exp2(spec.products, (largest - now) * scale)
         mixed_here = tiles.dot(spec.products, weights.astype(v_ref.dtype), v_ref[at, :])
         return mixed * fade[:, None] + mixed_here, now, total * fade + jnp.sum(weights, 1)
@@ -300,7 +305,7 @@ def _queries_kernel(
         k = qk_ref[at, key_head, :]
         scores = tiles.dot(spec.products, q, k, (1, 1))
         scores = _masked(scores, first - tile * launch.keys, 0) if diagonal else scores
-        weights = tiles.exp2(spec.products, scores, scale, -normaliser[:, None])
+        weights = tiles.scaled_exp2(spec.products, scores, scale, -normaliser[:, None])
         d_weights = tiles.dot(spec.products, d_mixed, v_ref[at, :], (1, 1))
         d_scores = weights * (d_weights - along[:, None])
         return d_q + tiles.dot(spec.products, d_scores.astype(k.dtype), k)
@@ -331,7 +336,7 @@ def _keys_kernel(
         q, d_mixed = qk_ref[at, head, :], d_mixed_ref[at, :]
         scores_KQ = tiles.dot(spec.products, k, q, (1, 1))
         scores_KQ = _masked(scores_KQ, tile * launch.queries - first, 1) if diagonal else scores_KQ
-        weights_KQ = tiles.exp2(spec.products, scores_KQ, scale, -normaliser_ref[at][None])
+        weights_KQ = tiles.scaled_exp2(spec.products, scores_KQ, scale, -normaliser_ref[at][None])
         d_v += tiles.dot(spec.products, weights_KQ.astype(v.dtype), d_mixed)
         d_weights_KQ = tiles.dot(spec.products, v, d_mixed, (1, 1))
         d_scores_KQ = weights_KQ * (d_weights_KQ - along_ref[at][None])

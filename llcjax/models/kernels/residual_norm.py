@@ -43,6 +43,24 @@ class Norm(NamedTuple):
     """Added to all sequences alike in a second copy of the result; None where none is wanted."""
 
 
+class _Rows(NamedTuple):
+    """Results, or their gradients; None for what is not there."""
+
+    stream_BTD: Any
+    normed_BTD: Any
+    placed_BTD: Any
+
+
+class _Gradients(NamedTuple):
+    """Of the rows, and sums over those of each program; None for what is not there."""
+
+    d_stream_BTD: Any
+    d_scale_D: Any
+    d_shift_D: Any
+    d_bias_D: Any
+    d_positions_TD: Any
+
+
 def fits(num_tokens: int, width: int) -> bool:
     """Whether the kernels take these sizes: a width that is a power of two, and tokens that tiles of rows divide.
 
@@ -77,14 +95,17 @@ def _forward(
     products: Products, stream_BTD: Array, added_BTD: Array, bias_D: Array, norm: Norm
 ) -> tuple[tuple[Array, ...], Any]:
     blocks = _Blocks(*stream_BTD.shape)
-    inputs = [(blocks.rows, stream_BTD), (blocks.rows, added_BTD), (blocks.vector, bias_D)]
-    results = _normed(products, _sum_kernel, blocks, inputs, norm, stream_BTD)
-    return results if norm.positions_TD is not None else results[1:], (results[0], norm)
+    inputs, specs = (stream_BTD, added_BTD, bias_D), (blocks.rows, blocks.rows, blocks.vector)
+    results = _normed(products, _sum_kernel, blocks, inputs, specs, norm, stream_BTD)
+    wanted = results[1:2] if norm.positions_TD is None else tuple(results)
+    return wanted, (results.stream_BTD, norm)
 
 
 def _backward(products: Products, kept: Any, wanted: tuple[Array, ...]) -> tuple[Array, Array, Array, Norm]:
-    d_x_BTD, d_norm, (d_bias_D,) = _gradients(products, *kept, wanted, biased=True)
-    return d_x_BTD, d_x_BTD, d_bias_D, d_norm
+    stream_BTD, norm = kept
+    wanted = _Rows(None, *wanted, None) if norm.positions_TD is None else _Rows(*wanted)
+    found, d_norm = _gradients(products, stream_BTD, norm, wanted, biased=True)
+    return found.d_stream_BTD, found.d_stream_BTD, found.d_bias_D, d_norm
 
 
 residual_norm.defvjp(_forward, _backward)
@@ -104,7 +125,8 @@ def embedding_norm(
         products: whether to interpret the kernels.
         dtype: of the results.
         table_VD: in float32, in which the gradients of its rows are added up.
-        tokens_BT: token ids, of sizes that `fits` accepts; rows of one that is none are NaN.
+        tokens_BT: token ids, of sizes that `fits` accepts; as with `jax.numpy.take` negative ones count from the end,
+            and the row of one beyond is NaN, which is added to no row's gradient.
         norm: parameters, with positions.
     """
     return _embedding_forward(products, dtype, table_VD, tokens_BT, norm)[0]
@@ -116,27 +138,30 @@ def _embedding_forward(
     blocks = _Blocks(*tokens_BT.shape, table_VD.shape[1])
     # Or XLA would draw the batch anew for each number that backward adds to the table.
     tokens_BT = lax.optimization_barrier(tokens_BT)
-    table = pl.BlockSpec(table_VD.shape, lambda tile, group: (0, 0))
-    inputs = [(blocks.tokens, tokens_BT), (table, table_VD)]
+    inputs, specs = (tokens_BT, table_VD), (blocks.tokens, pl.BlockSpec(table_VD.shape, lambda tile, group: (0, 0)))
     stream_BTD = jax.ShapeDtypeStruct((*tokens_BT.shape, table_VD.shape[1]), dtype)
-    results = _normed(products, _embedding_kernel, blocks, inputs, norm, stream_BTD)
-    return results, (table_VD, tokens_BT, results[0], norm)
+    results = _normed(products, _embedding_kernel, blocks, inputs, specs, norm, stream_BTD)
+    return tuple(results), (table_VD, tokens_BT, results.stream_BTD, norm)
 
 
 def _embedding_backward(
     products: Products, dtype: jnp.dtype, kept: Any, wanted: tuple[Array, ...]
 ) -> tuple[Array, None, Norm]:
     table_VD, tokens_BT, stream_BTD, norm = kept
-    d_x_BTD, d_norm, _ = _gradients(products, stream_BTD, norm, wanted, biased=False)
+    found, d_norm = _gradients(products, stream_BTD, norm, _Rows(*wanted), biased=False)
     # A GPU adds to float32 in memory in one instruction; 16 bits take a loop.
-    return jnp.zeros_like(table_VD).at[tokens_BT].add(d_x_BTD.astype(table_VD.dtype)), None, d_norm
+    d_rows_BTD = found.d_stream_BTD.astype(table_VD.dtype)
+    return jnp.zeros_like(table_VD).at[tokens_BT].add(d_rows_BTD), None, d_norm
 
 
 embedding_norm.defvjp(_embedding_forward, _embedding_backward)
 
 
 class _Blocks:
-    """Which part of each array a program sees: some positions of some sequences."""
+    """Which part of each array a program sees: some positions of some sequences.
+
+    A batch without a divisor up to 8 is one group, with an eighth of the programs.
+    """
 
     def __init__(self, batch: int, tokens: int, width: int) -> None:
         rows = _rows(width)
@@ -152,50 +177,58 @@ class _Blocks:
 
 
 def _normed(
-    products: Products, kernel: Callable[..., None], blocks: _Blocks, inputs: list[Any], norm: Norm, stream_BTD: Any
-) -> tuple[Array, ...]:
-    """The stream, its norm, and the norm with positions where there are any."""
-    inputs = [*inputs, (blocks.vector, norm.scale_D), (blocks.vector, norm.shift_D)]
-    if norm.positions_TD is not None:
-        inputs.append((blocks.positions, norm.positions_TD))
-    outputs = [(blocks.rows, stream_BTD)] * (2 if norm.positions_TD is None else 3)
-    return tuple(_call(products, kernel, _FORWARD_WARPS, blocks.grid, inputs, outputs))
+    products: Products,
+    kernel: Callable[..., None],
+    blocks: _Blocks,
+    inputs: tuple[Array, ...],
+    specs: tuple[pl.BlockSpec, ...],
+    norm: Norm,
+    stream_BTD: Any,
+) -> _Rows:
+    rows, placed = jax.ShapeDtypeStruct(stream_BTD.shape, stream_BTD.dtype), norm.positions_TD is not None
+    norm_specs = jax.tree.map(lambda array: blocks.vector if array.ndim == 1 else blocks.positions, norm)
+    return _Rows(
+        *pl.pallas_call(
+            kernel,
+            grid=blocks.grid,
+            in_specs=[*specs, norm_specs],
+            out_specs=_Rows(blocks.rows, blocks.rows, blocks.rows if placed else None),
+            out_shape=_Rows(rows, rows, rows if placed else None),
+            interpret=products.interpret,
+            compiler_params=triton.CompilerParams(num_warps=_FORWARD_WARPS, num_stages=1),
+        )(*inputs, norm)
+    )
 
 
 def _gradients(
-    products: Products, stream_BTD: Array, norm: Norm, wanted: tuple[Array, ...], *, biased: bool
-) -> tuple[Array, Norm, list[Array]]:
-    """Of the stream, of the norm, and, if one was added to all rows, of a bias."""
+    products: Products, stream_BTD: Array, norm: Norm, wanted: _Rows, *, biased: bool
+) -> tuple[_Gradients, Norm]:
+    """Of the stream and, if one was added to all rows, of a bias; and of the norm."""
     blocks, (tokens, width) = _Blocks(*stream_BTD.shape), stream_BTD.shape[1:]
     placed = norm.positions_TD is not None
-    inputs = [(blocks.rows, stream_BTD), (blocks.vector, norm.scale_D), *((blocks.rows, array) for array in wanted)]
-    vectors = [(blocks.sum, jax.ShapeDtypeStruct((*blocks.grid, width), jnp.float32))] * (2 + biased)
-    of_positions = jax.ShapeDtypeStruct((blocks.grid[1], tokens, width), jnp.float32)
-    outputs = [(blocks.rows, stream_BTD), *vectors, *[(blocks.sums_of_positions, of_positions)] * placed]
-    kernel = functools.partial(_gradient_kernel, placed, biased)
-    d_x_BTD, *parts = _call(products, kernel, _BACKWARD_WARPS, blocks.grid, inputs, outputs)
-    d_scale_D, d_shift_D, *d_bias = (jnp.sum(part, (0, 1)) for part in parts[: 2 + biased])
-    d_norm = Norm(d_scale_D, d_shift_D, jnp.sum(parts[-1], 0) if placed else None)
-    return d_x_BTD, d_norm, d_bias
-
-
-def _call(
-    products: Products,
-    kernel: Callable[..., None],
-    warps: int,
-    grid: tuple[int, int],
-    inputs: list[tuple[pl.BlockSpec, Array]],
-    outputs: list[tuple[pl.BlockSpec, Any]],
-) -> list[Array]:
-    return pl.pallas_call(
-        kernel,
-        grid=grid,
-        in_specs=[block for block, _ in inputs],
-        out_specs=[block for block, _ in outputs],
-        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for _, array in outputs],
-        interpret=products.interpret,
-        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
-    )(*(array for _, array in inputs))
+    vector = jax.ShapeDtypeStruct((*blocks.grid, width), jnp.float32)
+    positions = jax.ShapeDtypeStruct((blocks.grid[1], tokens, width), jnp.float32)
+    found = _Gradients(
+        *pl.pallas_call(
+            _gradient_kernel,
+            grid=blocks.grid,
+            in_specs=[blocks.rows, blocks.vector, jax.tree.map(lambda _: blocks.rows, wanted)],
+            out_specs=_Gradients(
+                blocks.rows, blocks.sum, blocks.sum, blocks.sum if biased else None,
+                blocks.sums_of_positions if placed else None,
+            ),
+            out_shape=_Gradients(
+                jax.ShapeDtypeStruct(stream_BTD.shape, stream_BTD.dtype), vector, vector, vector if biased else None,
+                positions if placed else None,
+            ),
+            interpret=products.interpret,
+            compiler_params=triton.CompilerParams(num_warps=_BACKWARD_WARPS, num_stages=1),
+        )(stream_BTD, norm.scale_D, wanted)
+    )  # fmt: skip
+    d_scale_D, d_shift_D = jnp.sum(found.d_scale_D, (0, 1)), jnp.sum(found.d_shift_D, (0, 1))
+    d_positions_TD = jnp.sum(found.d_positions_TD, 0) if placed else None
+    d_bias_D = jnp.sum(found.d_bias_D, (0, 1)) if biased else None
+    return found._replace(d_bias_D=d_bias_D), Norm(d_scale_D, d_shift_D, d_positions_TD)
 
 
 def _rows(width: int) -> int:
@@ -203,62 +236,68 @@ def _rows(width: int) -> int:
     return _TILE // width
 
 
-def _sum_kernel(stream_ref: Any, added_ref: Any, bias_ref: Any, *refs: Any) -> None:
+def _sum_kernel(stream_ref: Any, added_ref: Any, bias_ref: Any, norm: Norm, *results: Any) -> None:
     bias = bias_ref[...][None]
 
     def rows(sequence: Array) -> Array:
         return stream_ref[sequence].astype(jnp.float32) + added_ref[sequence].astype(jnp.float32) + bias
 
-    _write_normed(rows, stream_ref.shape[0], *refs)
+    _write_normed(rows, stream_ref.shape[0], norm, _Rows(*results))
 
 
-def _embedding_kernel(tokens_ref: Any, table_ref: Any, *refs: Any) -> None:
+def _embedding_kernel(tokens_ref: Any, table_ref: Any, norm: Norm, *results: Any) -> None:
     vocabulary = table_ref.shape[0]
 
     def rows(sequence: Array) -> Array:
         tokens = tokens_ref[sequence]
+        tokens = jnp.where(tokens < 0, tokens + vocabulary, tokens)
         known = (tokens >= 0) & (tokens < vocabulary)
         return jnp.where(known[:, None], table_ref[jnp.where(known, tokens, 0), :], jnp.nan)
 
-    _write_normed(rows, tokens_ref.shape[0], *refs)
+    _write_normed(rows, tokens_ref.shape[0], norm, _Rows(*results))
 
 
-def _write_normed(rows: Callable[[Array], Array], count: int, scale_ref: Any, shift_ref: Any, *refs: Any) -> None:
+def _write_normed(rows: Callable[[Array], Array], count: int, norm: Norm, results: _Rows) -> None:
     """Writes the rows of so many sequences, their norms, and where there are positions the norms with these."""
-    *positions, stream_ref, normed_ref = refs[:-1] if len(refs) == 4 else refs
-    scale, shift, positions = scale_ref[...][None], shift_ref[...][None], [ref[...] for ref in positions]
+    scale, shift = norm.scale_D[...][None], norm.shift_D[...][None]
+    positions = None if norm.positions_TD is None else norm.positions_TD[...]
+    dtype = results.stream_BTD.dtype
 
     def one(sequence: Array, carry: None) -> None:
-        x = rows(sequence).astype(stream_ref.dtype)
-        stream_ref[sequence] = x
+        x = rows(sequence).astype(dtype)
+        results.stream_BTD[sequence] = x
         normed = tiles.normalise(x.astype(jnp.float32))[0] * scale + shift  # of rounded rows, as backward will see them
-        normed_ref[sequence] = normed.astype(normed_ref.dtype)
-        if positions:
-            refs[-1][sequence] = (normed + positions[0]).astype(normed_ref.dtype)
+        results.normed_BTD[sequence] = normed.astype(dtype)
+        if positions is not None:
+            results.placed_BTD[sequence] = (normed + positions).astype(dtype)
 
     lax.fori_loop(0, count, one, None)
 
 
-def _gradient_kernel(placed: bool, biased: bool, stream_ref: Any, scale_ref: Any, *refs: Any) -> None:
-    wanted, (d_x_ref, *sums_refs) = refs[: 1 + 2 * placed], refs[1 + 2 * placed :]
-    scale, last = scale_ref[...][None], stream_ref.shape[0] - 1
+def _gradient_kernel(stream_ref: Any, scale_ref: Any, wanted: _Rows, *results: Any) -> None:
+    found, scale, last = _Gradients(*results), scale_ref[...][None], stream_ref.shape[0] - 1
+    placed, biased = found.d_positions_TD is not None, found.d_bias_D is not None
 
-    def rows(sequence: Array) -> list[Array]:
-        return [ref[sequence] for ref in (stream_ref, *wanted)]
+    def rows(sequence: Array) -> tuple[Array, _Rows]:
+        return stream_ref[sequence], jax.tree.map(lambda ref: ref[sequence], wanted)
 
-    def one(sequence: Array, carry: tuple[list[Array], list[Array]]) -> tuple[list[Array], list[Array]]:
-        sums, here = carry
+    def one(sequence: Array, carry: tuple[_Gradients, Any]) -> tuple[_Gradients, Any]:
+        sums, (x, d_rows) = carry
         following = rows(jnp.minimum(sequence + 1, last))  # on their way while these are worked on
-        x, *d_stream, d_normed = (tile.astype(jnp.float32) for tile in here[: 2 + placed])
-        d_placed = [here[3].astype(jnp.float32)] if placed else []
-        normed, inverse = tiles.normalise(x)
-        gradient = sum(d_placed, d_normed)
-        d_x = sum(d_stream, tiles.normalise_backward(gradient * scale, normed, inverse))
-        d_x_ref[sequence] = d_x.astype(d_x_ref.dtype)
-        more = [gradient * normed, gradient, *[d_x] * biased, *d_placed]
-        return [total + part for total, part in zip(sums, more, strict=True)], following
+        normed, inverse = tiles.normalise(x.astype(jnp.float32))
+        d_after, d_normed, d_placed = jax.tree.map(lambda tile: tile.astype(jnp.float32), d_rows)
+        gradient = d_normed + d_placed if placed else d_normed
+        d_x = tiles.normalise_backward(gradient * scale, normed, inverse)
+        d_x = d_x if d_after is None else d_x + d_after
+        found.d_stream_BTD[sequence] = d_x.astype(stream_ref.dtype)
+        here = _Gradients(None, gradient * normed, gradient, d_x if biased else None, d_placed)
+        return jax.tree.map(jnp.add, sums, here), following
 
     zeros = jnp.zeros(stream_ref.shape[1:], jnp.float32)
-    sums, _ = lax.fori_loop(0, last + 1, one, ([zeros] * len(sums_refs), rows(jnp.int32(0))))
-    for index, (ref, found) in enumerate(zip(sums_refs, sums, strict=True)):
-        ref[...] = jnp.sum(found, 0) if index < 2 + biased else found
+    start = _Gradients(None, zeros, zeros, zeros if biased else None, zeros if placed else None)
+    sums, _ = lax.fori_loop(0, last + 1, one, (start, rows(jnp.int32(0))))
+    found.d_scale_D[...], found.d_shift_D[...] = jnp.sum(sums.d_scale_D, 0), jnp.sum(sums.d_shift_D, 0)
+    if biased:
+        found.d_bias_D[...] = jnp.sum(sums.d_bias_D, 0)
+    if placed:
+        found.d_positions_TD[...] = sums.d_positions_TD

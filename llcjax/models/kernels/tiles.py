@@ -93,25 +93,30 @@ def dot(products: Products, a: Array, b: Array, sides: tuple[int, int] = (1, 0))
     return lax.dot_general(a, b, axes, precision=algorithm, preferred_element_type=jnp.float32)
 
 
-def exp2(products: Products, x: Float32[Array, ...], scale: float = 1.0, shift: Any = 0.0) -> Float32[Array, ...]:
-    """2 ** (scale x + shift).
+def exp2(products: Products, x: Float32[Array, ...]) -> Float32[Array, ...]:
+    """2 ** x; on an NVIDIA GPU one instruction, without those that would save what is below 1e-38."""
+    return jnp.exp2(x) if products.interpret else _ptx("ex2.approx.ftz.f32 $0, $1;", x)
 
-    On an NVIDIA GPU two instructions, or one where nothing is scaled, without those that would save what is below
-    1e-38. Left to itself the compiler takes two to scale and shift.
-    """
+
+def scaled_exp2(
+    products: Products, x: Float32[Array, ...], scale: float, shift: Float32[Array, ...]
+) -> Float32[Array, ...]:
+    """2 ** (scale x + shift); on an NVIDIA GPU two instructions. Left to itself the compiler makes it three."""
     if products.interpret:
         return jnp.exp2(x * scale + shift)
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    if scale == 1.0:
-        asm, args, constraints = "ex2.approx.ftz.f32 $0, $1;", [x], "=f,f"
-    else:
-        (bits,) = struct.unpack("<I", struct.pack("<f", scale))
-        asm = f"{{ .reg .f32 t; fma.rn.f32 t, $1, 0f{bits:08X}, $2; ex2.approx.ftz.f32 $0, t; }}"
-        args, constraints = [x, jnp.broadcast_to(shift, x.shape)], "=f,f,f"
-    (power,) = triton.elementwise_inline_asm(
-        asm, args=args, constraints=constraints, pack=1, result_shape_dtypes=[shape]
+    (bits,) = struct.unpack("<I", struct.pack("<f", scale))
+    asm = f"{{ .reg .f32 t; fma.rn.f32 t, $1, 0f{bits:08X}, $2; ex2.approx.ftz.f32 $0, t; }}"
+    return _ptx(asm, x, jnp.broadcast_to(shift, x.shape))
+
+
+def _ptx(asm: str, *arguments: Array) -> Array:
+    """One float32 from one of each argument."""
+    shape = jax.ShapeDtypeStruct(arguments[0].shape, arguments[0].dtype)
+    constraints = ",".join(["=f"] + ["f"] * len(arguments))
+    (result,) = triton.elementwise_inline_asm(
+        asm, args=list(arguments), constraints=constraints, pack=1, result_shape_dtypes=[shape]
     )
-    return power
+    return result
 
 
 def normalise(x: Float[Array, "R D"]) -> tuple[Float[Array, "R D"], Float[Array, "R 1"]]:
