@@ -21,7 +21,10 @@ for one in $steps; do
   case $one in
     bank) step 600 python3 -m llcjax train regression --preset paper --train.num-seeds 1 --sweep-seeds 0 \
       --out runs/bench ;;
-    language) step 300 python3 -m benchmarks.peers --only language ;;
+    language)
+      step 300 python3 -m benchmarks.peers --only language
+      step 120 python3 -m benchmarks.breakdown --only language-bf16 language ;;
+    throughput) step 300 python3 -m benchmarks.throughput --only toy mlp regression-pallas-fp16 language-bf16 ;;
     peers) step 300 python3 -m benchmarks.peers --only regression ;;
     breakdown) step 300 python3 -m benchmarks.breakdown --only regression regression-pallas regression-pallas-fp16 \
       regression-pallas-bf16 language-bf16 ;;
