@@ -44,7 +44,7 @@ def assert_alike(exact, found, tolerance):
         assert float(distance) < tolerance
 
 
-@pytest.mark.parametrize("batch", [1, 6, 7, 22])
+@pytest.mark.parametrize("batch", [7, 22])
 @pytest.mark.parametrize("placed", [True, False])
 def test_sum_and_norm_are_those_of_plain_jax(batch, placed):
     stream, added, bias, _, _, norm, wanted = arrays(batch)
@@ -71,9 +71,8 @@ def test_rows_of_16_bits_are_rounded_once():
     assert_alike(plain, jax.tree.map(lambda leaf: leaf.astype("float32"), found), 3e-3)
 
 
-@pytest.mark.parametrize("batch", [1, 6])
-def test_embedding_and_norm_are_those_of_plain_jax(batch):
-    *_, table, tokens, norm, wanted = arrays(batch)
+def test_embedding_and_norm_are_those_of_plain_jax():
+    *_, table, tokens, norm, wanted = arrays(6)
     both = jax.jit(lambda f: values_and_gradients(f, table, norm, wanted=wanted), static_argnums=0)
     plain = both(lambda table, norm: plain_norm(table[tokens], norm))
     float32 = jnp.dtype("float32")
