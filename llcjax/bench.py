@@ -133,16 +133,21 @@ ON_CPU = ("toy", "mlp", "regression")
 """Those for a CPU, which would interpret kernels, has no bfloat16 and is too slow for the language model."""
 
 
+def _fills_a_device(name: str) -> bool:
+    """Whether one chain of a workload nearly does."""
+    return name.startswith("language")
+
+
 def default_runs(name: str) -> tuple[int, ...]:
     """Numbers of chains that show the knee of a workload's curve on this device."""
     if jax.default_backend() == "cpu":
         return (4, 16, 64)
-    return (1, 4, 16) if name.startswith("language") else (8, 32, 128, 512)
+    return (1, 4, 16) if _fills_a_device(name) else (8, 32, 128, 512)
 
 
 def default_draws(name: str) -> int:
     """Steps of a chunk of a workload, so many that the host's share is small."""
-    return 20 if name.startswith("language") else 100
+    return 20 if _fills_a_device(name) else 100
 
 
 def own_precision(name: str) -> Precision:

@@ -26,7 +26,7 @@ def most_runs(step_flops: float | None, platform: str | None = None) -> int:
     """Runs on one device at the knee of the throughput curve.
 
     Args:
-        step_flops: floating-point operations of a step of one chain; None where nobody can tell.
+        step_flops: floating-point operations of a step of one chain; None where it has no products to count.
         platform: cpu, gpu or tpu; None takes the default backend.
     """
     platform = platform or jax.default_backend()

@@ -167,7 +167,7 @@ def loss_flops(loss_fn: LossFn, params: Params, batch: Batch, *, paired: bool) -
         paired: adds the loss of the anchor.
 
     Returns:
-        Those of its products; None where there are none, and nobody can tell.
+        Those of its products; None where there are none.
     """
 
     def step(params: Params, batch: Batch) -> Any:

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 _GROUPS = 8
+"""Of rows, the sums over which are products of their own; the fastest of 4, 8 and 16 on one NVIDIA H200."""
 
 
 class Linear(nnx.Linear):
@@ -35,7 +36,7 @@ def bias_of(linear: nnx.Linear) -> Float[Array, " E"]:
 
 @jax.custom_vjp
 def mapped(x_ND: Float[Array, "N D"], weight_DE: Float[Array, "D E"]) -> Float[Array, "N E"]:
-    """X W in the dtype of x; the gradient of a float32 matrix is added up in float32, over groups of rows.
+    """The map x W in the dtype of x; the gradient of a float32 matrix is added up in float32, over groups of rows.
 
     On a GPU the product that is that gradient has few tiles and a long sum: one by cuBLAS for each group fills the
     device, one for all of them half of it.
