@@ -62,8 +62,10 @@ class Throughput:
     precision: str
     seconds: float
     """Of one step of one chain."""
-    flops: float | None
-    """Floating-point operations of one step of one chain; None where the compiler does not say."""
+    flops: float
+    """Floating-point operations of the products of one step of one chain."""
+    nbytes: float | None
+    """Read and written by one step of one chain; None where the compiler does not say."""
     memory_bytes: int
     """Needed on each device."""
 
@@ -72,9 +74,14 @@ class Throughput:
         """Chain steps a second."""
         return 1 / self.seconds
 
-    def share_of(self, ceilings: Ceilings) -> float | None:
+    def share_of_product(self, ceilings: Ceilings) -> float:
         """Achieved arithmetic over that of a large matrix product on all devices."""
-        return None if self.flops is None else self.flops / self.seconds / (ceilings.flops * jax.local_device_count())
+        return self.flops / self.seconds / (ceilings.flops * jax.local_device_count())
+
+    def share_of_pass(self, ceilings: Ceilings) -> float | None:
+        """Achieved traffic over that of a pass over memory on all devices."""
+        rate = ceilings.bandwidth * jax.local_device_count()
+        return None if self.nbytes is None else self.nbytes / self.seconds / rate
 
 
 def _perceptron(widths: Sequence[int], batch_size: int) -> Workload:
@@ -224,6 +231,7 @@ def throughput(
         precision=precision,
         seconds=seen.seconds_per_step,
         flops=seen.step_flops,
+        nbytes=seen.step_bytes,
         memory_bytes=seen.memory_bytes,
     )
 
@@ -282,7 +290,7 @@ def rows(
         for count in runs or default_runs(name):
             draws = default_draws(name) if num_draws is None else num_draws
             one = throughput(name, count, precision=precision, num_draws=draws, repeats=repeats)
-            share = one.share_of(best)
+            share = one.share_of_pass(best)
             found.append({
                 "workload": name,
                 "parameters": one.num_params,
@@ -290,8 +298,10 @@ def rows(
                 "precision": precision,
                 "chain-steps a second": one.chain_steps,
                 "time a chain step (us)": 1e6 * one.seconds,
-                "TFLOP/s": None if one.flops is None else one.flops / one.seconds / 1e12,
-                "share of a matrix product (%)": None if share is None else 100 * share,
+                "TFLOP/s": one.flops / one.seconds / 1e12,
+                "of a product (%)": 100 * one.share_of_product(best),
+                "GB/s": None if one.nbytes is None else one.nbytes / one.seconds / 1e9,
+                "of a pass (%)": None if share is None else 100 * share,
                 "memory (MiB)": one.memory_bytes / 2**20,
             })  # fmt: skip
     return found

@@ -39,8 +39,10 @@ class Forecast:
     """Needed by a launch on each device, from its compilation."""
     memory_limit: int | None
     """What may be used there; None where nobody can tell."""
-    step_flops: float | None
-    """Floating-point operations of one step of one chain; None where the compiler does not say."""
+    step_flops: float
+    """Floating-point operations of the products of one step of one chain."""
+    step_bytes: float | None
+    """Read and written by one step of one chain (`llcjax.traffic`); None where the compiler does not say."""
     seconds_per_step: float
     """Time of one step of one chain, measured on a short chunk of a full launch."""
     precision: str
@@ -68,7 +70,7 @@ class Forecast:
             ("precision", self.precision),
             ("memory", f"{self.memory_bytes / 2**30:.2f} GiB on each device{room}"),
         ]
-        if self.step_flops is not None:
+        if self.step_flops:
             rate = self.step_flops / self.seconds_per_step / 1e12
             rows.append(("arithmetic", f"{self.step_flops * steps:.3g} FLOP, {rate:.3g} TFLOP/s on the probe"))
         rows.append(("time a chain step", f"{self.seconds_per_step * 1e6:,.3g} us (measured on a short probe)"))
@@ -97,7 +99,7 @@ def forecast(
     whole = job.program()
     launch = max(job.cuts(np.arange(job.num_groups), plan.groups_per_launch), key=len)
     args = launch_args(job, whole, launch, plan.runs_per_launch)
-    memory = whole.memory_bytes(*args)
+    memory, moved, work = whole.memory_bytes(*args), whole.chunk_bytes(*args), job.step_work()
     return Forecast(
         plan=plan,
         num_runs=job.num_groups * config.num_chains,
@@ -105,7 +107,8 @@ def forecast(
         steps_per_chain=job.num_recorded * config.num_steps_between_draws,
         memory_bytes=memory,
         memory_limit=memory_limit(),
-        step_flops=job.step_flops(),
+        step_flops=work.flops,
+        step_bytes=None if moved is None else moved * job.num_devices / plan.runs_per_launch + work.kernel_bytes,
         seconds_per_step=_probe(job, args, repeats) / plan.runs_per_launch,
         precision=config.precision,
     )

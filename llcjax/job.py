@@ -19,10 +19,11 @@ from llcjax.data import DataSource, example_batch
 from llcjax.observables import Watch
 from llcjax.plan import even_parts
 from llcjax.posterior import ExampleLosses
-from llcjax.program import RUN, SAME, Program, build, loss_flops
+from llcjax.program import RUN, SAME, Program, build, loss_work
 from llcjax.runs import Part, ProgramSpec, RunInputs
 from llcjax.slices import Components
 from llcjax.types import Batch, LossFn, Observe, Params
+from llcjax.work import Work
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,13 +152,13 @@ class Job:
         draws = config.num_chains * len(self.settings) * self.num_recorded
         return self.per_example and 2 * num_examples <= draws * config.batch_size
 
-    def step_flops(self) -> float | None:
-        """Floating-point operations of one step of one chain, of its products; None where there are none."""
+    def step_work(self) -> Work:
+        """What one step of one chain has to do."""
         config = self.config
         paired = config.baseline == "paired" and not self.looks_up
-        count = functools.partial(loss_flops, self.loss_fn, paired=paired)
+        count = functools.partial(loss_work, self.loss_fn, paired=paired)
         batch = example_batch(self.source, config.batch_size)
-        return self.program().known("flops", count, self.bank.checkpoint(0), batch)
+        return self.program().known("work", count, self.bank.checkpoint(0), batch)
 
     def program(self, draws_per_chunk: int | None = None) -> Program:
         """The compiled program, of chunks of a given length or of the sweep's own."""

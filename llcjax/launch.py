@@ -133,7 +133,7 @@ def plan_launches(job: Job, groups: np.ndarray) -> Plan:
         most_groups=None if job.components is None else max(map(len, kinds)),
         draws_per_chunk=job.draws_per_chunk,
         num_devices=job.num_devices,
-        most_runs=job.config.runs_per_launch or most_runs(job.step_flops()) * job.num_devices,
+        most_runs=job.config.runs_per_launch or most_runs(job.step_work().flops) * job.num_devices,
         memory=memory,
     )
 

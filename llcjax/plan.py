@@ -22,11 +22,11 @@ LEAST_RUNS, MOST_RUNS = {"cpu": 4, "gpu": 4, "tpu": 4}, {"cpu": 64, "gpu": 8192,
 RUNS_OF_UNKNOWN_WORK = {"cpu": 16, "gpu": 128, "tpu": 128}
 
 
-def most_runs(step_flops: float | None, platform: str | None = None) -> int:
+def most_runs(step_flops: float, platform: str | None = None) -> int:
     """Runs on one device at the knee of the throughput curve.
 
     Args:
-        step_flops: floating-point operations of a step of one chain; None where it has no products to count.
+        step_flops: floating-point operations of the products of a step of one chain; 0 where there are none.
         platform: cpu, gpu or tpu; None takes the default backend.
     """
     platform = platform or jax.default_backend()

@@ -15,10 +15,11 @@ from jaxtyping import Array, Key
 from llcjax import _compat, trees
 from llcjax.chain import ChainState
 from llcjax.data import pieces
-from llcjax.flops import product_flops
 from llcjax.posterior import ExampleLosses, Loss, evaluate
 from llcjax.runs import ProgramSpec, Recorded, Runs
+from llcjax.traffic import program_bytes
 from llcjax.types import Batch, LossFn, Params, PRNGKey
+from llcjax.work import Work, work_of
 
 RUN = PartitionSpec("run")
 SAME = PartitionSpec()
@@ -91,6 +92,10 @@ class Program:
             - facts.alias_size_in_bytes
         )
 
+    def chunk_bytes(self, *args: Any) -> float | None:
+        """Bytes that one step of all chains of a chunk reads and writes on each device, but for those of kernels."""
+        return program_bytes(self._compile("advance", self.advance_fn, *args))
+
     def text(self, *args: Any) -> str:
         """The compiled instructions of one chunk."""
         return self._compile("advance", self.advance_fn, *args).as_text() or ""
@@ -157,21 +162,18 @@ def sampled_losses(
     return jax.lax.map(lambda key: evaluate(loss_fn, params, draw(key)), batch_keys)
 
 
-def loss_flops(loss_fn: LossFn, params: Params, batch: Batch, *, paired: bool) -> float | None:
-    """Floating-point operations of a loss and its gradient (and of the paired baseline) on one batch.
+def loss_work(loss_fn: LossFn, params: Params, batch: Batch, *, paired: bool) -> Work:
+    """What a loss and its gradient (and the paired baseline) have to do on one batch.
 
     Args:
         loss_fn: the loss.
         params: parameters.
         batch: a batch or its shapes.
         paired: adds the loss of the anchor.
-
-    Returns:
-        Those of its products; None where there are none.
     """
 
     def step(params: Params, batch: Batch) -> Any:
         gradient = jax.value_and_grad(lambda p: evaluate(loss_fn, p, batch).mean)(params)
         return gradient, evaluate(loss_fn, params, batch).mean if paired else None
 
-    return product_flops(step, params, batch) or None
+    return work_of(step, params, batch)

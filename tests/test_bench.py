@@ -27,7 +27,14 @@ def test_a_measurement_counts_what_the_model_does(tmp_path):
     products = 256 * (16 * 16 * 2 + 16 * 4 * 3)
     assert one.flops == pytest.approx(2 * products, rel=0.15)
     best = bench.Ceilings(flops=1e9, bandwidth=1e9)
-    assert one.share_of(best) == pytest.approx(one.flops * one.chain_steps / 1e9 / 4)  # four simulated devices
+    assert one.share_of_product(best) == pytest.approx(one.flops * one.chain_steps / 1e9 / 4)  # four simulated devices
+    assert one.nbytes is not None
+    assert one.share_of_pass(best) == pytest.approx(one.nbytes * one.chain_steps / 1e9 / 4)
+    # What a step cannot do without: examples, hidden layer and logits with their gradients, weights read and written.
+    least = 4 * (256 * (16 + 2 * 16 + 2 * 4) + 2 * 340)
+    assert least < one.nbytes < 15 * least
+    more = bench.throughput("toy", 16, num_draws=5, repeats=1)
+    assert more.nbytes == pytest.approx(one.nbytes, rel=0.3)
 
 
 PARAMETERS = {"toy": 340, "mlp": 50_890, "regression": 51_717, "language": 3_355_016}
@@ -46,7 +53,7 @@ def test_the_command_prints_and_stores(tmp_path, capsys):
     small = ["--runs", "8", "--draws", "5", "--repeats", "1"]
     cli.main(["bench", "--workloads", "toy", *small, "--out", str(out)])
     shown = capsys.readouterr().out
-    assert "chains at once" in shown and "toy" in shown and "340" in shown
+    assert all(word in shown for word in ("toy", "340", "TFLOP/s", "GB/s"))
     facts = json.loads(out.read_text())
     (row,) = facts["rows"]
     assert row["chain-steps a second"] == pytest.approx(1e6 / row["time a chain step (us)"]) and facts["provenance"]

@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYER = {
     "types": 0, "trees": 0, "keys": 0, "_compat": 0, "_version": 0, "interrupt": 0, "progress": 0, "provenance": 0,
     "processes": 0, "output_folder": 0, "watchdog": 0, "show": 0, "checks": 0, "untrusted": 0, "zarr_metadata": 0,
-    "flops": 0,
+    "work": 0, "traffic": 0,
     "store_facts": 1, "tokens": 1,
     "models": 1, "tasks": 1, "posterior": 1, "slices": 0, "components": 1, "observables": 1,
     "checkpoints": 2, "data": 2, "samplers": 2, "bank_import": 3,

@@ -1,15 +1,18 @@
-"""Operations of products, as anyone would count them by hand."""
+"""Operations of products and bytes of kernels, as anyone would count them by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental import pallas as pl
 
-from llcjax.flops import product_flops
 from llcjax.models import AttentionOnlyConfig
 from llcjax.models.attention_only import attention_only, attention_only_losses
+from llcjax.models.kernels import Products
+from llcjax.models.kernels.long_attention import long_attention
 from llcjax.posterior import evaluate
 from llcjax.tasks.text import loss_of_next_tokens
+from llcjax.work import work_of
 
 A = jax.ShapeDtypeStruct((8, 8), "float32")
 PRODUCT = 2 * 8**3
@@ -29,7 +32,7 @@ PRODUCT = 2 * 8**3
     ],
 )
 def test_products_are_counted(function, products):
-    assert product_flops(function, A) == products * PRODUCT
+    assert work_of(function, A) == (products * PRODUCT, 0)
 
 
 @pytest.mark.parametrize("kernels", ["xla", "pallas"])
@@ -38,10 +41,32 @@ def test_the_language_model_counts_alike_with_and_without_kernels(kernels):
     params = jax.eval_shape(attention_only(config)[0], jax.random.key(0))
     loss_fn = loss_of_next_tokens(attention_only_losses(config, kernels=kernels))
     tokens = jax.ShapeDtypeStruct((2, 256), "int32")
-    found = product_flops(jax.grad(lambda p, tokens: evaluate(loss_fn, p, tokens).mean), params, tokens)
+    found = work_of(jax.grad(lambda p, tokens: evaluate(loss_fn, p, tokens).mean), params, tokens)
     maps = 3 * 2 * 2 * 256 * 64 * (2 * 4 * 64 + 512)  # forward and two gradients; four maps of two blocks, and logits
     score = 2 * 32  # operations of a score in one product
     # Plain jax has two products of all scores forward and four backward. Kernels leave out later keys, up to their
     # tiles, and backward compute two products anew, one of them twice.
     num_scores = {"xla": 6 * 256**2, "pallas": (2 + 3 + 4) * 256 * (256 + 64) / 2}[kernels]
-    assert found == pytest.approx(maps + 2 * 2 * 2 * score * num_scores, rel=2e-4)
+    assert found.flops == pytest.approx(maps + 2 * 2 * 2 * score * num_scores, rel=2e-4)
+
+
+def test_a_kernel_moves_its_operands_and_results():
+    def double(x_ref, out_ref):
+        out_ref[...] = x_ref[...] + x_ref[...]
+
+    def function(a, interpret):
+        return pl.pallas_call(double, out_shape=A, interpret=interpret)(a) @ a
+
+    assert work_of(lambda a: function(a, interpret=False), A) == (PRODUCT, 2 * 8 * 8 * 4)
+    assert work_of(lambda a: function(a, interpret=True), A).kernel_bytes == 0  # the compiler sees what it is made of
+
+
+def test_long_attention_states_what_it_moves():
+    products = Products(lax.DotAlgorithmPreset.BF16_BF16_F32, interpret=False)
+    heads = 2 * 256 * 4 * 32 * 2  # bytes of the values, of 2 sequences and 4 heads
+    numbers, shifts = 2 * 256 * 4 * 4, 2 * 256 * 4 * 16 * 2  # a float32, or 16 summands, of each query
+    qk, v = jax.ShapeDtypeStruct((2, 256, 8, 32), "bfloat16"), jax.ShapeDtypeStruct((2, 256, 4, 32), "bfloat16")
+    forward = 5 * heads + 2 * numbers
+    assert work_of(lambda qk, v: long_attention(products, qk, v), qk, v).kernel_bytes == forward
+    both = work_of(lambda qk, v: jax.vjp(lambda *a: long_attention(products, *a), qk, v)[1](v), qk, v)
+    assert both.kernel_bytes == forward + 6 * heads + numbers + shifts + 6 * heads + shifts
