@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -95,26 +94,11 @@ def dot(products: Products, a: Array, b: Array, sides: tuple[int, int] = (1, 0))
 
 def exp2(products: Products, x: Float32[Array, ...]) -> Float32[Array, ...]:
     """2 ** x; on an NVIDIA GPU one instruction, without those that would save what is below 1e-38."""
-    return jnp.exp2(x) if products.interpret else _ptx("ex2.approx.ftz.f32 $0, $1;", x)
-
-
-def scaled_exp2(
-    products: Products, x: Float32[Array, ...], scale: float, shift: Float32[Array, ...]
-) -> Float32[Array, ...]:
-    """2 ** (scale x + shift); on an NVIDIA GPU two instructions. Left to itself the compiler makes it three."""
     if products.interpret:
-        return jnp.exp2(x * scale + shift)
-    (bits,) = struct.unpack("<I", struct.pack("<f", scale))
-    asm = f"{{ .reg .f32 t; fma.rn.f32 t, $1, 0f{bits:08X}, $2; ex2.approx.ftz.f32 $0, t; }}"
-    return _ptx(asm, x, jnp.broadcast_to(shift, x.shape))
-
-
-def _ptx(asm: str, *arguments: Array) -> Array:
-    """One float32 from one of each argument."""
-    shape = jax.ShapeDtypeStruct(arguments[0].shape, arguments[0].dtype)
-    constraints = ",".join(["=f"] + ["f"] * len(arguments))
+        return jnp.exp2(x)
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
     (result,) = triton.elementwise_inline_asm(
-        asm, args=list(arguments), constraints=constraints, pack=1, result_shape_dtypes=[shape]
+        "ex2.approx.ftz.f32 $0, $1;", args=[x], constraints="=f,f", pack=1, result_shape_dtypes=[shape]
     )
     return result
 
