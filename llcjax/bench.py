@@ -290,7 +290,7 @@ def rows(
         for count in runs or default_runs(name):
             draws = default_draws(name) if num_draws is None else num_draws
             one = throughput(name, count, precision=precision, num_draws=draws, repeats=repeats)
-            share = one.share_of_pass(best)
+            of_pass = one.share_of_pass(best)
             found.append({
                 "workload": name,
                 "parameters": one.num_params,
@@ -301,7 +301,7 @@ def rows(
                 "TFLOP/s": one.flops / one.seconds / 1e12,
                 "of a product (%)": 100 * one.share_of_product(best),
                 "GB/s": None if one.nbytes is None else one.nbytes / one.seconds / 1e9,
-                "of a pass (%)": None if share is None else 100 * share,
+                "of a pass (%)": None if of_pass is None else 100 * of_pass,
                 "memory (MiB)": one.memory_bytes / 2**20,
             })  # fmt: skip
     return found

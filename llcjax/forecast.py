@@ -99,7 +99,7 @@ def forecast(
     whole = job.program()
     launch = max(job.cuts(np.arange(job.num_groups), plan.groups_per_launch), key=len)
     args = launch_args(job, whole, launch, plan.runs_per_launch)
-    memory, moved, work = whole.memory_bytes(*args), whole.chunk_bytes(*args), job.step_work()
+    memory, moved, work = whole.memory_bytes(*args), whole.step_bytes(*args), job.step_work()
     return Forecast(
         plan=plan,
         num_runs=job.num_groups * config.num_chains,

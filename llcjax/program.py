@@ -92,9 +92,14 @@ class Program:
             - facts.alias_size_in_bytes
         )
 
-    def chunk_bytes(self, *args: Any) -> float | None:
-        """Bytes that one step of all chains of a chunk reads and writes on each device, but for those of kernels."""
-        return program_bytes(self._compile("advance", self.advance_fn, *args))
+    def step_bytes(self, *args: Any) -> float | None:
+        """Bytes that a step of all chains reads and writes on each device, but for those of kernels.
+
+        A loop counts once, which makes one step of a chunk where each is recorded, and else two. A loop in a loss
+        counts once too.
+        """
+        found = program_bytes(self._compile("advance", self.advance_fn, *args))
+        return None if found is None else found / min(2, self.spec.num_steps_between_draws)
 
     def text(self, *args: Any) -> str:
         """The compiled instructions of one chunk."""
@@ -125,7 +130,8 @@ class Program:
         """What depends on the shapes of some arguments alone, such as counts and other shapes, found once."""
         key = (name, _shapes(args))
         if key not in self._known:
-            self._known[key] = find(*args)
+            with self._precision():  # kernels are taken by it
+                self._known[key] = find(*args)
         return self._known[key]
 
     def _compile(self, name: str, function: Any, *args: Any) -> jax.stages.Compiled:

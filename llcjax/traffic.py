@@ -15,8 +15,8 @@ from typing import Any
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?(?P<name>%?[\w.-]+) = (?P<rest>.*)$", re.MULTILINE)
 _LIBRARY = re.compile(r'^ custom-call\((?P<operands>[^)]*)\).*custom_call_target="__(?:cublas|cudnn)')
 _ARRAY = re.compile(r"\b(?P<kind>[a-z]+)(?P<bits>\d*)\w*\[(?P<sizes>[\d,]*)\]")
-_WORKSPACE = "s8"
-"""What libraries work in; none of our arrays is of this dtype."""
+_WORKSPACES = ("s8", "u8")
+"""What cuBLAS and cuDNN work in, as one axis; none of our arrays is of these dtypes."""
 
 
 def program_bytes(compiled: Any) -> float | None:
@@ -72,7 +72,7 @@ def _nbytes(shape: str) -> int:
     """
     total = 0
     for array in _ARRAY.finditer(shape):
-        if array["kind"] + array["bits"] != _WORKSPACE:
+        if array["kind"] + array["bits"] not in _WORKSPACES or "," in array["sizes"]:
             size = math.prod(int(size) for size in array["sizes"].split(",") if size)
             total += size * max(1, int(array["bits"] or 8) // 8)
     return total

@@ -23,7 +23,7 @@ class Work(NamedTuple):
     flops: float
     """Floating-point operations of its matrix products and convolutions."""
     kernel_bytes: float
-    """Read and written by its kernels: what they state, or each operand and result once."""
+    """Read and written by its kernels: what they state, or each operand and result once; interpreted ones have none."""
 
 
 def work_of(function: Callable[..., Any], *arguments: Any) -> Work:

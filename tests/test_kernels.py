@@ -251,7 +251,7 @@ def test_the_language_model_by_attention_kernels_is_that_of_plain_jax(activation
         return jax.value_and_grad(lambda p: evaluate(loss_fn, p, tokens).mean)
 
     program = str(jax.make_jaxpr(value_and_grad(activations, "pallas"))(params))
-    attention, between, cross_entropy = 3, 2, 2
+    attention, between, cross_entropy = 4, 2, 2
     assert program.count("pallas_call") == config.num_layers * (attention + between) + between + cross_entropy
     exact, found = (jax.jit(value_and_grad(*how))(params) for how in (("float32", "xla"), (activations, "pallas")))
     for (path, one), two in zip(jax.tree.leaves_with_path(exact), jax.tree.leaves(found), strict=True):
@@ -358,15 +358,22 @@ def test_long_attention_sees_no_later_token():
     assert float(jnp.abs(found[0][:, 70:] - found[1][:, 70:]).min()) > 0.1
 
 
-@pytest.mark.parametrize(("dtype", "by"), [("float32", 200), ("bfloat16", -200), ("float16", 200)])
-def test_long_attention_takes_scores_of_any_size(dtype, by):
+@pytest.mark.parametrize(
+    ("dtype", "launches", "by", "keys", "tolerance"),
+    [
+        ("float32", Launches(MORE_QUERIES, MORE_QUERIES, MORE_QUERIES), 200, (0.5, 1.0), 1e-4),
+        ("float32", Launches(MORE_KEYS, MORE_KEYS, MORE_KEYS), -200, (0.5, 1.0), 1e-4),
+        ("bfloat16", Launches(), -200, (1.0, 1.0), 5e-3),  # equal keys, as it rounds scores of hundreds by one
+    ],
+)
+def test_long_attention_takes_scores_of_any_size(dtype, launches, by, keys, tolerance):
     """From the 70th query on scores of the first head are as far out as is in range, those of the second far beyond."""
     q, k, v, wanted = heads(dtype)
-    k = k.at[..., 0].set(1.0)
+    k = k.at[..., 0].set(jnp.linspace(*keys, 128).astype(dtype)[:, None])
     far = q.at[:, 70:, :, 0].set((32**0.5 * by * jnp.array([0.3, 1.0])).astype(dtype))
 
     def ours(q, k, v):
-        return long_attention(INTERPRETED, jnp.concatenate((q, k), 2), v)
+        return long_attention(INTERPRETED, jnp.concatenate((q, k), 2), v, launches=launches)
 
     def plain(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
@@ -374,9 +381,15 @@ def test_long_attention_takes_scores_of_any_size(dtype, by):
     both = jax.jit(value_and_gradients, static_argnums=0)
     found = both(ours, far, k, v, wanted)
     for one, other in zip(both(plain, *(a.astype("float32") for a in (far, k, v, wanted))), found, strict=True):
-        distance = jnp.linalg.norm(one - other.astype("float32")) / jnp.linalg.norm(one)
-        assert float(distance) < (1e-4 if dtype == "float32" else 5e-3)
+        assert float(jnp.linalg.norm(one - other.astype("float32")) / jnp.linalg.norm(one)) < tolerance
     np.testing.assert_array_equal(found[0][:, :70], both(ours, q, k, v, wanted)[0][:, :70])
+
+
+def test_long_attention_has_no_float16():
+    q, k, v, _ = heads("float16")
+    with pytest.raises(ValueError, match="choose bfloat16 or float32"):
+        long_attention(INTERPRETED, jnp.concatenate((q, k), 2), v)
+    assert attention_products(q.shape, q.dtype, "pallas") is None
 
 
 def test_long_attention_of_chains_is_that_of_one_chain():
@@ -386,7 +399,8 @@ def test_long_attention_of_chains_is_that_of_one_chain():
         return long_attention(INTERPRETED, jnp.concatenate((q, k), 2), v, launches=launches)
 
     one_chain = jax.jit(lambda *arrays: value_and_gradients(ours, *arrays))
-    arguments = heads("float32", batch=(3, 1))
+    q, *others = heads("float32", batch=(3, 1))
+    arguments = q.at[1].mul(1000.0), *others  # out of range, as the others are not
     together = jax.jit(jax.vmap(one_chain))(*arguments)
     for chain in range(3):
         for one, all_of_them in zip(one_chain(*(array[chain] for array in arguments)), together, strict=True):
@@ -405,7 +419,7 @@ def test_long_attention_is_taken_where_it_is_asked_for_and_fits(kernels, tokens,
 def test_long_attention_lowers_for_a_gpu(algorithm, dtype):
     products = Products(DotAlgorithmPreset[algorithm], interpret=False)
     both = functools.partial(value_and_gradients, functools.partial(long_attention, products))
-    shapes = [jax.ShapeDtypeStruct((3, 4, 256, heads, 32), dtype) for heads in (4, 2, 2)]
+    shapes = [jax.ShapeDtypeStruct((3, 4, 384, heads, 32), dtype) for heads in (4, 2, 2)]
     text = lowered_for_a_gpu(jax.vmap(both), *shapes).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 4
 

@@ -1,5 +1,7 @@
 """How a sweep is cut, and what happens when the devices run out of memory all the same."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from llcjax.checkpoints import CheckpointBank
 from llcjax.config import SweepConfig
 from llcjax.plan import make_plan, most_runs
 from llcjax.program import Program, loss_work
+from llcjax.sweep import make_job
 
 CONFIG = SweepConfig(n_beta=10.0, localization=1.0, step_size=0.01, num_chains=3, num_draws=20, draws_per_chunk=7)
 BANK = CheckpointBank(params=np.arange(10, dtype=np.float32).reshape(5, 2), steps=np.arange(5))
@@ -92,3 +95,30 @@ def test_a_forecast_says_what_the_sweep_does(one_device):
     assert 0 < seen.memory_bytes < (seen.memory_limit or 1e12)
     assert seen.seconds == pytest.approx(15 * 20 * seen.seconds_per_step)
     assert dict(seen.rows())["chains"] == "15 (5 checkpoints and settings x 3)"
+
+
+def test_bytes_are_those_of_a_step(one_device):
+    """However many steps there are between draws, whose loops count once each."""
+    bank = CheckpointBank(params=np.zeros((1, 50_000), np.float32), steps=np.zeros(1, np.int64))
+    found = [
+        llcjax.forecast(
+            loss, bank, None, dataclasses.replace(CONFIG, num_steps_between_draws=steps), devices=one_device
+        )
+        for steps in (1, 2, 8)
+    ]
+    array = 4 * 50_000  # a step reads and writes parameters, noise and gradients some times
+    assert found[0].step_bytes is not None and 3 * array < found[0].step_bytes < 40 * array
+    for other in found[1:]:
+        assert other.step_bytes == pytest.approx(found[0].step_bytes, rel=0.2)
+
+
+def test_work_is_counted_at_the_precision_of_the_sweep(one_device):
+    seen = set()
+
+    def loss_fn(w, batch):
+        seen.add(jax.config.jax_default_matmul_precision)  # what kernels are chosen by
+        return loss(w, batch)
+
+    job = make_job(loss_fn, BANK, None, dataclasses.replace(CONFIG, precision="highest"), devices=one_device)
+    seen.clear()
+    assert job.step_work().kernel_bytes == 0 and seen == {"highest"}

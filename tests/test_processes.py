@@ -55,7 +55,8 @@ def run_processes(count, *arguments, expect=0, timeout=240):
     started = []
     for index in range(count):
         places = {processes.ADDRESS: address, processes.COUNT: str(count), processes.INDEX: str(index)}
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": os.getcwd(), **places}
+        flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=4", "")
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd(), **places}
         command = [sys.executable, *arguments]
         started.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

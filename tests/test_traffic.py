@@ -15,13 +15,14 @@ MODULE = """HloModule example
   %custom-call.1 = (bf16[4,16]{1,0}, s8[33554432]{0}) custom-call(%halved.1, /*index=1*/%p), \
 custom_call_target="__cublas$lt$matmul", metadata={op_name="jit(f)/dot"}
   %own = f32[4,8]{1,0} custom-call(%p), custom_call_target="__gpu$xla.gpu.triton"
+  %norm = (f32[4,8]{1,0}, u8[1000]{0}) custom-call(%own), custom_call_target="__cudnn$fmhaSoftmax"
   ROOT %out = f32[] custom-call(%own), custom_call_target="__cublas$gemm"
 }
 """
 
 
 def test_libraries_move_their_operands_and_results():
-    assert list(library_bytes(MODULE)) == [4 * 16 * 2 + 4 * 8 * 2 + 4 * 8 * 4, 4 + 4 * 8 * 4]
+    assert list(library_bytes(MODULE)) == [4 * 16 * 2 + 4 * 8 * 2 + 4 * 8 * 4, 2 * 4 * 8 * 4, 4 + 4 * 8 * 4]
 
 
 def compiled(function, *arguments):

@@ -65,8 +65,9 @@ def test_long_attention_states_what_it_moves():
     products = Products(lax.DotAlgorithmPreset.BF16_BF16_F32, interpret=False)
     heads = 2 * 256 * 4 * 32 * 2  # bytes of the values, of 2 sequences and 4 heads
     numbers, shifts = 2 * 256 * 4 * 4, 2 * 256 * 4 * 16 * 2  # a float32, or 16 summands, of each query
+    biases = 2 * 256 // 64 * 4 * 32 * 4  # a sum of each tile of 64 queries
     qk, v = jax.ShapeDtypeStruct((2, 256, 8, 32), "bfloat16"), jax.ShapeDtypeStruct((2, 256, 4, 32), "bfloat16")
     forward = 5 * heads + 2 * numbers
     assert work_of(lambda qk, v: long_attention(products, qk, v), qk, v).kernel_bytes == forward
     both = work_of(lambda qk, v: jax.vjp(lambda *a: long_attention(products, *a), qk, v)[1](v), qk, v)
-    assert both.kernel_bytes == forward + 6 * heads + numbers + shifts + 6 * heads + shifts
+    assert both.kernel_bytes == forward + 6 * heads + numbers + shifts + biases + 6 * heads + shifts

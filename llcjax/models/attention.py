@@ -26,7 +26,9 @@ def attention_products(shape: tuple[int, ...], dtype: jnp.dtype, kernels: Kernel
         kernels: the switch.
     """
     products = kernel_products(kernels, jnp.dtype(dtype).name)
-    if products is None or not (kernels == "pallas" or shape[3] <= _NARROW or not takes_cudnn(shape, dtype)):
+    if products is None or jnp.dtype(dtype) == jnp.float16:
+        return None
+    if not (kernels == "pallas" or shape[3] <= _NARROW or not takes_cudnn(shape, dtype)):
         return None
     from llcjax.models.kernels.long_attention import fits  # Pallas loads slowly
 

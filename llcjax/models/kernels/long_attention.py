@@ -40,9 +40,8 @@ _MULTIPLE = 128
 """Of the tokens: no tile is larger."""
 _SUMMANDS = 16
 """Columns that a product goes through at least."""
-_IN_RANGE = {"float32": (-90.0, 100.0), "bfloat16": (-90.0, 100.0), "float16": (-4.0, 15.0)}
-"""Base-2 logarithms of sums in which no weight is too large for its dtype, and those too small for it do not count."""
-_HALF = {"bfloat16": lax.DotAlgorithmPreset.BF16_BF16_F32, "float16": lax.DotAlgorithmPreset.F16_F16_F32}
+_LEAST, _MOST = -90.0, 100.0
+"""Base-2 logarithms between which a sum of weights has none too large for float32, and those too small do not count."""
 
 
 class Launch(NamedTuple):
@@ -98,15 +97,20 @@ def long_attention(
     """Mixes the values of this and earlier tokens: softmax((q + b) k' / sqrt(C)) v, a head at a time.
 
     Args:
-        products: how products of float32 values are computed, and whether to interpret the kernels; products of
-            16-bit values are taken as they are, and added up in float32.
+        products: how products of float32 values are computed, and whether to interpret the kernels; those of bfloat16
+            are added up in float32.
         qk_BTGC: queries of all heads, then the keys they are held against, of sizes that `fits` accepts: as one
-            product makes them, whose gradients are one product too.
+            product makes them, whose gradients are one product too. Queries with bias and scale are rounded once more.
         v_BTHC: what is mixed, of the dtype of the first, which the result has too.
         bias_HC: of the queries, in float32; none by default.
         launches: how the kernels are cut up.
+
+    Raises:
+        ValueError: values in float16, in which the weights of a softmax have no room.
     """
-    algorithm = _HALF.get(v_BTHC.dtype.name, products.algorithm)
+    algorithm = lax.DotAlgorithmPreset.BF16_BF16_F32 if v_BTHC.dtype == jnp.bfloat16 else products.algorithm
+    if v_BTHC.dtype == jnp.float16 or algorithm == lax.DotAlgorithmPreset.F16_F16_F32:
+        raise ValueError("values and products in float16 have no range for attention; choose bfloat16 or float32.")
     bias_HC = jnp.zeros(v_BTHC.shape[2:]) if bias_HC is None else bias_HC
     return _attention(_Spec(products._replace(algorithm=algorithm), launches), qk_BTGC, v_BTHC, bias_HC)
 
@@ -130,7 +134,8 @@ def _forward(spec: _Spec, qk_BTGC: Array, v_BTHC: Array, bias_HC: Array) -> tupl
         spec, _forward_kernel, launch, blocks, inputs, outputs, 2, [qk_BTGC, *[v_BTHC] * 3, normaliser_BHT], {0: 0}
     )
 
-    blocks = _Blocks(v_BTHC.shape, tokens)  # a program looks at a whole head, since few have anything to do
+    # A program looks at a whole head, since few have anything to do: that is what is stated of it.
+    blocks = _Blocks(v_BTHC.shape, tokens)
     outputs = [(blocks.tile, mixed_BTHC), (blocks.tile_numbers, normaliser_BHT)]
     inputs = [(blocks.queries_and_keys, qk_BTGC), (blocks.head, v_BTHC), *outputs]
     mixed_BTHC, normaliser_BHT = _call(
@@ -167,7 +172,7 @@ def _gradient_of_queries(spec: _Spec, kept: Any, d_mixed_BTHC: Array) -> list[Ar
     sums = jax.ShapeDtypeStruct((batch, tokens // launch.queries, heads, width), jnp.float32)
     shifts = jax.ShapeDtypeStruct((batch, heads, tokens, _SUMMANDS), qk_BTGC.dtype)
     outputs = [(blocks.tile, qk_BTGC), (blocks.tile_shifts, shifts), (blocks.one_row, sums)]
-    moved = [qk_BTGC, *[v_BTHC] * 4, normaliser_BHT, shifts]
+    moved = [qk_BTGC, *[v_BTHC] * 4, normaliser_BHT, shifts, sums]
     return _call(spec, _queries_kernel, launch, blocks, inputs, outputs, 3, moved)
 
 
@@ -255,7 +260,7 @@ def _call(
         input_output_aliases=aliases or {},
         cost_estimate=pl.CostEstimate(
             flops=2 * num_products * scores * blocks.width,
-            transcendentals=scores,
+            transcendentals=scores if num_products else 0,
             bytes_accessed=sum(array.size * array.dtype.itemsize for array in moved),
         ),
         interpret=spec.products.interpret,
@@ -290,7 +295,7 @@ def _through_queries(launch: Launch, tokens: int, one: Callable[..., Any], carry
 
 
 def _summands(*numbers: Array) -> Float[Array, "Q S"]:
-    """Numbers of each query, as three summands each that bfloat16 holds, and so any operand of a product."""
+    """Numbers of each query, as three summands each that bfloat16 and operands in TF32 hold exactly."""
     columns = lax.broadcasted_iota(jnp.int32, (len(numbers[0]), _SUMMANDS), 1)
     found, column = jnp.zeros(columns.shape, jnp.float32), 0
     for rest in numbers:
@@ -336,10 +341,9 @@ def _again_kernel(
     """Forward with a running maximum, of the queries whose normalisers are out of range."""
     launch, (tokens, width) = spec.launches.forward, v_ref.shape
     head, key_head = pl.program_id(1), pl.num_programs(1) + pl.program_id(1)
-    least, most = _IN_RANGE[v_ref.dtype.name]
 
     def in_range(normaliser: Array) -> Array:
-        return (normaliser > least) & (normaliser < most)  # a NaN is not
+        return (normaliser > _LEAST) & (normaliser < _MOST)  # a NaN is not
 
     def of_queries(number: Array, carry: None) -> None:
         first = number * launch.queries
@@ -365,7 +369,10 @@ def _again_kernel(
         new_mixed_ref[own, :] = jnp.where(in_range(normaliser)[:, None], mixed_ref[own, :], mixed)
         new_ref[own] = jnp.where(in_range(normaliser), normaliser, largest + jnp.log2(total))
 
-    @pl.when(jnp.min(in_range(normaliser_ref[...]).astype(jnp.int32)) == 0)
+    # Some at a time, as a kernel loads powers of two only.
+    found = [in_range(normaliser_ref[pl.ds(at, _MULTIPLE)]) for at in range(0, tokens, _MULTIPLE)]
+
+    @pl.when(jnp.min(functools.reduce(jnp.logical_and, found).astype(jnp.int32)) == 0)
     def _() -> None:
         lax.fori_loop(0, tokens // launch.queries, of_queries, None)
 
