@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?(?P<name>%?[\w.-]+) = (?P<rest>.*)$", re.MULTILINE)
-_LIBRARY = re.compile(r'^ custom-call\((?P<operands>[^)]*)\).*custom_call_target="__(?:cublas|cudnn)')
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?(?P<name>%?[\w.-]+) = (?P<shape>\([^()]*\)|\S+) (?P<call>.*)$", re.MULTILINE)
+_LIBRARY = re.compile(r'custom-call\((?P<operands>[^)]*)\).*custom_call_target="__(?:cublas|cudnn)')
 _ARRAY = re.compile(r"\b(?P<kind>[a-z]+)(?P<bits>\d*)\w*\[(?P<sizes>[\d,]*)\]")
 _WORKSPACES = ("s8", "u8")
 """What cuBLAS and cuDNN work in, as one axis; none of our arrays is of these dtypes."""
@@ -40,27 +40,13 @@ def library_bytes(text: str) -> Iterator[int]:
     """Bytes of each call of a library in the text of a compiled program."""
     shapes, calls = {}, []
     for found in _INSTRUCTION.finditer(text):
-        shape, after = _split(found["rest"])
-        shapes[found["name"]] = shape
-        call = _LIBRARY.match(after)
+        shapes[found["name"]] = found["shape"]
+        call = _LIBRARY.match(found["call"])
         if call is not None:
             operands = re.sub(r"/\*.*?\*/", "", call["operands"])
             calls.append((found["name"], *re.findall(r"%?[\w.-]+", operands)))
     for names in calls:
         yield sum(_nbytes(shapes.get(name, "")) for name in names)
-
-
-def _split(rest: str) -> tuple[str, str]:
-    """The shape at the start of an instruction, of an array or of several in brackets, and what follows it."""
-    if not rest.startswith("("):
-        shape, space, after = rest.partition(" ")
-        return shape, space + after
-    depth = 0
-    for at, letter in enumerate(rest):
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if depth == 0:
-            return rest[: at + 1], rest[at + 1 :]
-    return rest, ""
 
 
 def _nbytes(shape: str) -> int:

@@ -55,7 +55,7 @@ def run_processes(count, *arguments, expect=0, timeout=240):
     started = []
     for index in range(count):
         places = {processes.ADDRESS: address, processes.COUNT: str(count), processes.INDEX: str(index)}
-        flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=4", "")
+        flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd(), **places}
         command = [sys.executable, *arguments]
         started.append(
